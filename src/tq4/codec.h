@@ -54,8 +54,10 @@ class Codec {
  public:
   /// Builds codebook and rotation from the spec. Throws Usage/Unsupported (see validate).
   Codec(const SideSpec& spec, int head_dim);
-  /// With the tables as stored in a file; nothing is derived again. `pairs` may be null (product of the codebook).
-  Codec(const SideSpec& spec, int head_dim, Codebook codebook, Rotation rotation, const PairTable* pairs);
+  /// With the tables as stored in a file; nothing is derived again. `pairs` may be null (product of the codebook). Mixed takes its
+  /// `outlier` codebook and Prod its [D, D] `qjl` matrix from the file too (null: derived from the spec).
+  Codec(const SideSpec& spec, int head_dim, Codebook codebook, Rotation rotation, const PairTable* pairs,
+        const Codebook* outlier = nullptr, const std::vector<float>* qjl = nullptr);
   ~Codec();
   Codec(Codec&&) noexcept;
   Codec& operator=(Codec&&) noexcept;
