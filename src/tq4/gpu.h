@@ -48,8 +48,14 @@ struct SideTables {
   const float* hadamard_signs = nullptr; ///< HadamardSigned: [D]; null = no signs
   const std::uint32_t* pair_half2 = nullptr;  ///< Mse at 1..4 bits: [4^bits] half2 (low half = even coordinate)
   const float* pair_points = nullptr;    ///< the same in fp32 [4^bits, 2]; non-null only for a true 2-D codebook (encode must search)
+  const float* forward_t = nullptr;      ///< forward and inverse transposed, fp32: lanes run over output coordinates
+  const float* inverse_t = nullptr;      ///< K: what queries are multiplied by, in fp32
+  const float* centre_rotated = nullptr; ///< forward * centre [num_kv_heads, D] or null
+  const std::uint64_t* rope_turns = nullptr;  ///< [rope_dim / 2] turns a position in units of 2^-64 (wraps); with rope_mu only
   bool per_head = false;
   bool hadamard = false;                 ///< forward is an (un)signed Hadamard of one power-of-two block: butterflies serve
+  bool butterflies = false;              ///< forward is a Hadamard of any D: blocks are the powers of two D is the sum of, largest first
+  bool identity = false;                 ///< forward is the identity: y = x - centre
 };
 
 /// Owns a codec's tables on the current device. Immutable after construction; copies are made with cudaMemcpy in the constructor.
@@ -67,6 +73,7 @@ class DeviceCodec {
   const Codec& host(Side side) const;    ///< the CPU codec with the same tables
   double rope_theta() const;
   int rope_dim() const;
+  const DeviceInfo& device() const;      ///< the device the tables are on
 
  private:
   struct Impl;

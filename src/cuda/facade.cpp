@@ -1,0 +1,41 @@
+// The GPU interface of a CPU-only build: every call says that there is no device, so that programs link and explain themselves.
+#include "tq4/error.h"
+#include "tq4/gpu.h"
+
+namespace tq4::gpu {
+namespace {
+
+[[noreturn]] void refuse() {
+  throw Error(ErrorCode::NoDevice, "this build has no CUDA backend; configure with -DTQ4_CUDA=ON and a CUDA 13 toolkit");
+}
+
+}  // namespace
+
+bool compiled() { return false; }
+int device_count() { return 0; }
+DeviceInfo device_info(int) { refuse(); }
+
+struct DeviceCodec::Impl {};
+DeviceCodec::DeviceCodec(const CodecSpec&, int, int, const LayerCalibration*) { refuse(); }
+DeviceCodec::~DeviceCodec() = default;
+DeviceCodec::DeviceCodec(DeviceCodec&&) noexcept = default;
+DeviceCodec& DeviceCodec::operator=(DeviceCodec&&) noexcept = default;
+const CodecSpec& DeviceCodec::spec() const { refuse(); }
+int DeviceCodec::head_dim() const { refuse(); }
+int DeviceCodec::num_kv_heads() const { refuse(); }
+const SideTables& DeviceCodec::k() const { refuse(); }
+const SideTables& DeviceCodec::v() const { refuse(); }
+const Codec& DeviceCodec::host(Side) const { refuse(); }
+double DeviceCodec::rope_theta() const { refuse(); }
+int DeviceCodec::rope_dim() const { refuse(); }
+const DeviceInfo& DeviceCodec::device() const { refuse(); }
+
+void encode(const DeviceCodec&, Side, const EncodeParams&, Stream) { refuse(); }
+void store(const DeviceCodec&, const StoreParams&, Stream) { refuse(); }
+void dequant(const DeviceCodec&, Side, const DequantParams&, Stream) { refuse(); }
+void dequant_pages(const DeviceCodec&, const DequantPagesParams&, Stream) { refuse(); }
+std::size_t decode_workspace_bytes(const DeviceCodec&, const DecodeParams&) { refuse(); }
+std::string decode_path(const DeviceCodec&, const DecodeParams&) { refuse(); }
+void decode(const DeviceCodec&, const DecodeParams&, Stream) { refuse(); }
+
+}  // namespace tq4::gpu
