@@ -1,7 +1,7 @@
 // One accumulator, filled from one side and drained from the other; see pack.h for the format.
 #include "core/pack.h"
 
-namespace tq4 {
+namespace tq4::core {
 
 void pack_codes(const std::uint8_t* codes, std::size_t count, int bits, std::uint8_t* dst) noexcept {
   std::uint32_t acc = 0;
@@ -44,4 +44,4 @@ void unpack_nibbles_high_first(const std::uint8_t* src, std::size_t count, std::
   }
 }
 
-}  // namespace tq4
+}  // namespace tq4::core

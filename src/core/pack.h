@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace tq4 {
+namespace tq4::core {
 
 /// Bytes of `count` codes of `bits` bits: ceil(count * bits / 8).
 constexpr std::size_t packed_bytes(std::size_t count, int bits) { return (count * static_cast<std::size_t>(bits) + 7) / 8; }
@@ -19,4 +19,4 @@ void unpack_codes(const std::uint8_t* src, std::size_t count, int bits, std::uin
 void pack_nibbles_high_first(const std::uint8_t* codes, std::size_t count, std::uint8_t* dst) noexcept;
 void unpack_nibbles_high_first(const std::uint8_t* src, std::size_t count, std::uint8_t* codes) noexcept;
 
-}  // namespace tq4
+}  // namespace tq4::core

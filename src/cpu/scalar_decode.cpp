@@ -8,8 +8,8 @@
 namespace tq4::cpu {
 
 void unpack_row(const CodeTables& t, const std::uint8_t* row, std::uint8_t* codes) {
-  unpack_codes(row, static_cast<std::size_t>(t.outliers), t.bits + 1, codes);
-  unpack_codes(row + t.outliers * (t.bits + 1) / 8, static_cast<std::size_t>(t.dim - t.outliers), t.bits, codes + t.outliers);
+  core::unpack_codes(row, static_cast<std::size_t>(t.outliers), t.bits + 1, codes);
+  core::unpack_codes(row + t.outliers * (t.bits + 1) / 8, static_cast<std::size_t>(t.dim - t.outliers), t.bits, codes + t.outliers);
 }
 
 void centroids_of(const CodeTables& t, const std::uint8_t* codes, float* c) {

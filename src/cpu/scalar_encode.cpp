@@ -102,8 +102,8 @@ void encode_bytes(const CodeTables& t, const float* y, std::uint8_t* row) {
 }  // namespace
 
 void pack_row(const CodeTables& t, const std::uint8_t* codes, std::uint8_t* row) {
-  pack_codes(codes, static_cast<std::size_t>(t.outliers), t.bits + 1, row);  // whole bytes: outliers is a multiple of 8
-  pack_codes(codes + t.outliers, static_cast<std::size_t>(t.dim - t.outliers), t.bits, row + t.outliers * (t.bits + 1) / 8);
+  core::pack_codes(codes, static_cast<std::size_t>(t.outliers), t.bits + 1, row);  // whole bytes: outliers is a multiple of 8
+  core::pack_codes(codes + t.outliers, static_cast<std::size_t>(t.dim - t.outliers), t.bits, row + t.outliers * (t.bits + 1) / 8);
 }
 
 void scalar_encode(const CodeTables& t, const float* y, std::int64_t n, const EncodedOut& out) {
