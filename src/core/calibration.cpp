@@ -1,0 +1,51 @@
+// Look-ups in a calibration: which layer, and the slice of its tables that one head needs.
+#include "tq4/calibration.h"
+
+#include <cstddef>
+#include <string>
+
+#include "tq4/error.h"
+
+namespace tq4 {
+namespace {
+
+/// Head `head` of a [heads, stride] table; null when the table is empty. Throws BadInput when its size is not heads * stride.
+const float* slice(const std::vector<float>& table, int heads, int head, std::size_t stride, const char* what) {
+  if (table.empty()) return nullptr;
+  if (table.size() != static_cast<std::size_t>(heads) * stride) {
+    throw Error(ErrorCode::BadInput, std::string("calibration table ") + what + " has " + std::to_string(table.size()) + " numbers where " +
+                                         std::to_string(static_cast<std::size_t>(heads) * stride) + " are needed");
+  }
+  return table.data() + static_cast<std::size_t>(head) * stride;
+}
+
+}  // namespace
+
+const LayerCalibration* Calibration::find(int layer) const {
+  for (const LayerCalibration& candidate : layers) {
+    if (candidate.layer == layer) return &candidate;
+  }
+  return nullptr;
+}
+
+HeadTransform head_transform(const LayerCalibration* layer, Side side, int head, std::int64_t position0) {
+  HeadTransform transform;
+  transform.position0 = position0;
+  if (layer == nullptr) return transform;
+  if (head < 0 || head >= layer->num_kv_heads) {
+    throw Error(ErrorCode::Usage, "head " + std::to_string(head) + " of a layer calibrated for " + std::to_string(layer->num_kv_heads) + " kv heads");
+  }
+  const SideCalibration& tables = side == Side::K ? layer->k : layer->v;
+  const auto dim = static_cast<std::size_t>(layer->head_dim);
+  transform.forward = slice(tables.forward, layer->num_kv_heads, head, dim * dim, "forward");
+  transform.inverse = slice(tables.inverse, layer->num_kv_heads, head, dim * dim, "inverse");
+  transform.centre = slice(tables.centre, layer->num_kv_heads, head, dim, "centre");
+  if (side == Side::K) {
+    transform.rope_mu = slice(tables.rope_mu, layer->num_kv_heads, head, dim, "rope_mu");
+    transform.rope_theta = layer->rope_theta;
+    transform.rope_dim = layer->rope_dim;
+  }
+  return transform;
+}
+
+}  // namespace tq4

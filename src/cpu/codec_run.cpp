@@ -1,0 +1,219 @@
+// Encoding and decoding: rows are cut into blocks that fit the second-level cache, and every block goes through conversion, the check for NaN,
+// centring, transform and quantizer while it is warm. What a block gives depends on its rows alone, so neither the number of threads
+// nor the block size shows in the bytes.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "cpu/centre.h"
+#include "cpu/codec_impl.h"
+#include "cpu/scalar.h"
+#include "tq4/codec.h"
+#include "tq4/error.h"
+
+namespace tq4 {
+namespace {
+
+using cpu::Kernels;
+using cpu::TransformKind;
+using cpu::TransformTables;
+
+/// Rows of a block: two fp32 buffers of it take 128 KiB.
+std::int64_t block_rows(int dim) { return std::max<std::int64_t>(8, 16384 / dim); }
+
+const Kernels& kernels_for(const Exec&) { return cpu::scalar_kernels(); }
+
+/// Calls fn(first, count) for every block of rows.
+template <class Fn>
+void for_blocks(const Exec&, std::int64_t n, int dim, const Fn& fn) {
+  const std::int64_t rows = block_rows(dim);
+  for (std::int64_t first = 0; first < n; first += rows) fn(first, std::min(rows, n - first));
+}
+
+std::vector<float> transposed(const float* m, int dim) {
+  const auto d = static_cast<std::size_t>(dim);
+  std::vector<float> t(d * d);
+  for (std::size_t i = 0; i < d; ++i) {
+    for (std::size_t j = 0; j < d; ++j) t[j * d + i] = m[i * d + j];
+  }
+  return t;
+}
+
+/// The codec's rotation, or the matrices of the call with their transposes (kept in `storage`).
+TransformTables forward_tables(const TransformTables& own, const HeadTransform& transform, std::vector<float>& storage) {
+  if (transform.forward == nullptr) return own;
+  storage = transposed(transform.forward, own.dim);
+  TransformTables t;
+  t.kind = TransformKind::Dense;
+  t.dim = own.dim;
+  t.forward = transform.forward;
+  t.forward_t = storage.data();
+  return t;
+}
+
+/// Likewise for the way back; forward without inverse is taken to be orthogonal.
+TransformTables inverse_tables(const TransformTables& own, const HeadTransform& transform, std::vector<float>& storage) {
+  if (transform.inverse == nullptr && transform.forward == nullptr) return own;
+  TransformTables t;
+  t.kind = TransformKind::Dense;
+  t.dim = own.dim;
+  if (transform.inverse != nullptr) {
+    storage = transposed(transform.inverse, own.dim);
+    t.inverse = transform.inverse;
+    t.inverse_t = storage.data();
+  } else {
+    storage = transposed(transform.forward, own.dim);
+    t.inverse = storage.data();
+    t.inverse_t = transform.forward;
+  }
+  return t;
+}
+
+/// turboquant-vllm stores the norm of the vector before its rotation, summed as PyTorch does on the CPU: eight partial sums, then those in
+/// order. It is |y| to the last bit or two; taking it makes pages of that plugin equal byte for byte.
+float peer_norm(const float* x, int dim) {
+  float p[8] = {};
+  for (int j = 0; j < dim; ++j) p[j & 7] += x[j] * x[j];
+  float sum = 0.0f;
+  for (const float v : p) sum += v;
+  return std::sqrt(sum);
+}
+
+template <class Planes>
+void check_planes(const Codec& codec, const Planes& planes, std::int64_t n, const void* values) {
+  if (n < 0) throw Error(ErrorCode::Usage, "the number of vectors is negative");
+  if (n == 0) return;
+  const bool complete = values != nullptr && planes.codes != nullptr && (!codec.has_scale() || planes.scale != nullptr) &&
+                        (!codec.has_zero() || planes.zero != nullptr) &&
+                        (!codec.has_signs() || (planes.signs != nullptr && planes.residual_norm != nullptr));
+  if (!complete) throw Error(ErrorCode::Usage, "a plane that the codec has is a null pointer");
+}
+
+/// The lowest offending element of any block, whatever the order in which threads meet them.
+class FirstFault {
+ public:
+  void report(std::int64_t element) {
+    std::int64_t seen = lowest_.load();
+    while (element < seen && !lowest_.compare_exchange_weak(seen, element)) {
+    }
+  }
+  bool any() const { return lowest_.load() != kNone; }
+  std::int64_t element() const { return lowest_.load(); }
+
+ private:
+  static constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
+  std::atomic<std::int64_t> lowest_{kNone};
+};
+
+}  // namespace
+
+void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut& out, const HeadTransform& transform, const Exec& exec) const {
+  if (dtype != DType::F16 && dtype != DType::BF16 && dtype != DType::F32) {
+    throw Error(ErrorCode::Usage, "vectors must be float16, bfloat16 or float32, not " + std::string(dtype_name(dtype)));
+  }
+  check_planes(*this, out, n, x);
+  if (n == 0) return;
+  const int dim = impl_->dim;
+  const cpu::CodeTables& codes = impl_->codes;
+  const Kernels& kernels = kernels_for(exec);
+  std::vector<float> transposed_storage;
+  const TransformTables forward = forward_tables(impl_->transform, transform, transposed_storage);
+  const cpu::Centre centre(transform, dim);
+  const bool as_peer = impl_->spec.kind == CodeKind::Mse && impl_->spec.codebook == CodebookKind::TurboquantVllm &&
+                       impl_->spec.scale_rule == ScaleRule::Norm && transform.forward == nullptr;
+  const std::size_t element = dtype_size(dtype);
+  FirstFault nonfinite, overflow;
+
+  for_blocks(exec, n, dim, [&](std::int64_t first, std::int64_t rows) {
+    const auto values = static_cast<std::size_t>(rows) * static_cast<std::size_t>(dim);
+    std::vector<float> a(values), b(forward.kind == TransformKind::None ? 0 : values);
+    kernels.load(static_cast<const unsigned char*>(x) + static_cast<std::size_t>(first) * static_cast<std::size_t>(dim) * element, dtype, values, a.data());
+    std::int64_t bad = kernels.find_nonfinite(a.data(), values);
+    if (bad >= 0 && exec.nonfinite == NonFinite::Refuse) {
+      nonfinite.report(first * dim + bad);
+      return;
+    }
+    if (bad >= 0) {
+      for (float& v : a) v = std::isfinite(v) ? v : 0.0f;
+    }
+    if (!centre.none()) {
+      std::vector<float> scratch(static_cast<std::size_t>(dim));
+      for (std::int64_t r = 0; r < rows; ++r) {
+        const float* c = centre.at(first + r, scratch.data());
+        float* row = a.data() + r * dim;
+        for (int j = 0; j < dim; ++j) row[j] -= c[j];
+      }
+    }
+    const float* y = a.data();
+    if (forward.kind != TransformKind::None) {
+      kernels.transform(forward, a.data(), rows, b.data());
+      y = b.data();
+    }
+    const EncodedOut planes = cpu::planes_at(out, codes, first);
+    kernels.encode(codes, y, rows, planes);
+    if (as_peer) {
+      for (std::int64_t r = 0; r < rows; ++r) {
+        planes.scale[r] = cpu::round_scale(peer_norm(a.data() + r * dim, dim), codes.scale_dtype);
+      }
+    }
+    if (!has_scale()) return;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (!std::isfinite(planes.scale[r]) || (has_signs() && !std::isfinite(planes.residual_norm[r]))) {
+        overflow.report(first + r);
+        break;
+      }
+    }
+  });
+
+  if (nonfinite.any()) {
+    float value = 0;
+    const std::int64_t at = nonfinite.element();
+    to_float(static_cast<const unsigned char*>(x) + static_cast<std::size_t>(at) * element, dtype, 1, &value);
+    throw Error(ErrorCode::BadInput, std::string(std::isnan(value) ? "NaN" : "infinity") + " at vector " + std::to_string(at / dim) + ", coordinate " +
+                                         std::to_string(at % dim));
+  }
+  if (overflow.any()) {
+    throw Error(ErrorCode::BadInput, "vector " + std::to_string(overflow.element()) + " is too long: its squared norm overflows float32");
+  }
+}
+
+void Codec::decode(const EncodedIn& in, std::int64_t n, float* x, const HeadTransform& transform, const Exec& exec) const {
+  check_planes(*this, in, n, x);
+  if (n == 0) return;
+  const int dim = impl_->dim;
+  const Kernels& kernels = kernels_for(exec);
+  std::vector<float> transposed_storage;
+  const TransformTables inverse = inverse_tables(impl_->transform, transform, transposed_storage);
+  const cpu::Centre centre(transform, dim);
+
+  for_blocks(exec, n, dim, [&](std::int64_t first, std::int64_t rows) {
+    float* to = x + first * dim;
+    const EncodedIn planes = cpu::planes_at(in, impl_->codes, first);
+    if (inverse.kind == TransformKind::None) {
+      kernels.decode(impl_->codes, planes, rows, to);
+    } else {
+      std::vector<float> y(static_cast<std::size_t>(rows) * static_cast<std::size_t>(dim));
+      kernels.decode(impl_->codes, planes, rows, y.data());
+      kernels.inverse_transform(inverse, y.data(), rows, to);
+    }
+    if (centre.none()) return;
+    std::vector<float> scratch(static_cast<std::size_t>(dim));
+    for (std::int64_t r = 0; r < rows; ++r, to += dim) {
+      const float* c = centre.at(first + r, scratch.data());
+      for (int j = 0; j < dim; ++j) to[j] += c[j];
+    }
+  });
+}
+
+void Codec::decode_rotated(const EncodedIn& in, std::int64_t n, float* y, const Exec& exec) const {
+  check_planes(*this, in, n, y);
+  const Kernels& kernels = kernels_for(exec);
+  for_blocks(exec, n, impl_->dim, [&](std::int64_t first, std::int64_t rows) {
+    kernels.decode(impl_->codes, cpu::planes_at(in, impl_->codes, first), rows, y + first * impl_->dim);
+  });
+}
+
+}  // namespace tq4
