@@ -1,32 +1,21 @@
 // Construction of a codec: which tables a spec needs, and their flat form for the kernels. Encoding and decoding are in codec_run.cpp.
 #include "tq4/codec.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numbers>
 #include <string>
 #include <utility>
 
-#include "core/pack.h"
 #include "core/qjl.h"
+#include "core/side.h"
 #include "cpu/codec_impl.h"
 #include "cpu/scalar.h"
 #include "tq4/error.h"
 
 namespace tq4 {
 namespace {
-
-/// Bits of one stored code: Prod spends one of its bits on the sign of the residual.
-int code_bits(const SideSpec& spec) {
-  switch (spec.kind) {
-    case CodeKind::Prod: return spec.bits - 1;
-    case CodeKind::Fp8: return 8;
-    case CodeKind::Fp16: return 16;
-    default: return spec.bits;
-  }
-}
-
-bool has_codebook(CodeKind kind) { return kind == CodeKind::Mse || kind == CodeKind::Prod || kind == CodeKind::Mixed; }
 
 std::vector<float> to_floats(const std::vector<double>& values) { return {values.begin(), values.end()}; }
 
@@ -91,14 +80,14 @@ double pair_table_mse(const PairTable& table) {
 
 Codec::Codec(const SideSpec& spec, int head_dim)
     : Codec((validate(spec, head_dim), spec), head_dim,
-            has_codebook(spec.kind) ? make_codebook(spec.codebook, code_bits(spec), head_dim) : Codebook{},
+            core::has_codebook(spec) ? make_codebook(spec.codebook, core::code_bits(spec), head_dim) : Codebook{},
             make_rotation(spec.rotation, head_dim, spec.seed), nullptr) {}
 
 Codec::Codec(const SideSpec& spec, int head_dim, Codebook codebook, Rotation rotation, const PairTable* pairs, const Codebook* outlier,
              const std::vector<float>* qjl) {
   validate(spec, head_dim);
   const auto dim = static_cast<std::size_t>(head_dim);
-  const int bits = code_bits(spec);
+  const int bits = core::code_bits(spec);
   check_rotation(rotation, spec.rotation, head_dim);
   auto impl = std::make_unique<Impl>();
   impl->spec = spec;
@@ -110,13 +99,13 @@ Codec::Codec(const SideSpec& spec, int head_dim, Codebook codebook, Rotation rot
   t.dim = head_dim;
   t.bits = bits;
   t.outliers = spec.kind == CodeKind::Mixed ? mixed_outlier_channels(head_dim) : 0;
-  t.code_bytes = core::packed_bytes(dim, bits) + static_cast<std::size_t>(t.outliers / 8);
+  t.code_bytes = core::code_bytes(spec, head_dim);
   t.scale_rule = spec.scale_rule;
   t.scale_dtype = spec.scale_dtype;
   t.fp8 = spec.fp8;
   t.norm_correction = spec.norm_correction;
 
-  if (has_codebook(spec.kind)) {
+  if (core::has_codebook(spec)) {
     check_codebook(codebook, bits, "the codebook");
     impl->codebook = std::move(codebook);
     impl->centroids = to_floats(impl->codebook.centroids);
@@ -187,12 +176,12 @@ const PairTable& Codec::pair_table() const { return impl_->pair_table; }
 const std::vector<float>& Codec::qjl_matrix() const { return impl_->qjl; }
 
 std::size_t Codec::code_bytes() const { return impl_->codes.code_bytes; }
-bool Codec::has_scale() const { return has_codebook(impl_->spec.kind) || has_zero(); }
-bool Codec::has_zero() const { return impl_->spec.kind == CodeKind::Uniform; }
-bool Codec::has_signs() const { return impl_->spec.kind == CodeKind::Prod; }
+bool Codec::has_scale() const { return core::has_scale(impl_->spec); }
+bool Codec::has_zero() const { return core::has_zero(impl_->spec); }
+bool Codec::has_signs() const { return core::has_signs(impl_->spec); }
 
 std::size_t Codec::vector_bytes() const {
-  const std::size_t scale = impl_->spec.scale_dtype == ScaleDType::F16 ? 2 : 4;
+  const std::size_t scale = core::scale_bytes(impl_->spec);
   std::size_t bytes = code_bytes();
   if (has_scale()) bytes += scale;
   if (has_zero()) bytes += scale;
