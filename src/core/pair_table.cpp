@@ -39,28 +39,37 @@ void clip(std::vector<Point>& polygon, double nx, double ny, double limit, std::
   polygon.swap(scratch);
 }
 
-/// Voronoi cell of point i within the square of +-9 standard deviations. Neighbours are visited nearest first, so that the loop ends as
-/// soon as no further bisector can reach the cell.
-std::vector<Point> voronoi_cell(const std::vector<Point>& points, std::size_t i, std::vector<Point>& scratch) {
+/// Buffers that live across cells, so that the iteration allocates nothing.
+struct Scratch {
+  std::vector<Point> polygon;
+  std::vector<std::pair<double, std::size_t>> others;  ///< squared distance and index of the other points
+};
+
+/// Voronoi cell of point i within the square of +-9 standard deviations, counter-clockwise. Neighbours are visited nearest first and in
+/// batches, so that the loop ends (and the sorting too) as soon as no further bisector can reach the cell.
+void voronoi_cell(const std::vector<Point>& points, std::size_t i, std::vector<Point>& cell, Scratch& scratch) {
   constexpr double kEnd = 9;
-  std::vector<Point> cell{{-kEnd, -kEnd}, {kEnd, -kEnd}, {kEnd, kEnd}, {-kEnd, kEnd}};
+  constexpr std::ptrdiff_t kBatch = 16;
+  cell.assign({{-kEnd, -kEnd}, {kEnd, -kEnd}, {kEnd, kEnd}, {-kEnd, kEnd}});
   const Point p = points[i];
-  std::vector<std::pair<double, std::size_t>> others;
-  others.reserve(points.size());
+  auto& others = scratch.others;
+  others.clear();
   for (std::size_t j = 0; j < points.size(); ++j) {
     if (j == i) continue;
     const double dx = points[j].x - p.x, dy = points[j].y - p.y;
     others.emplace_back(dx * dx + dy * dy, j);
   }
-  std::sort(others.begin(), others.end());
-  for (const auto& [squared, j] : others) {
-    double reach = 0;
-    for (const Point& q : cell) reach = std::max(reach, (q.x - p.x) * (q.x - p.x) + (q.y - p.y) * (q.y - p.y));
-    if (squared > 4 * reach) break;
-    const Point o = points[j];
-    clip(cell, o.x - p.x, o.y - p.y, 0.5 * (o.x * o.x + o.y * o.y - p.x * p.x - p.y * p.y), scratch);
+  for (auto batch = others.begin(); batch != others.end();) {
+    const auto end = others.end() - batch > kBatch ? batch + kBatch : others.end();
+    std::partial_sort(batch, end, others.end());
+    for (; batch != end; ++batch) {
+      double reach = 0;
+      for (const Point& q : cell) reach = std::max(reach, (q.x - p.x) * (q.x - p.x) + (q.y - p.y) * (q.y - p.y));
+      if (batch->first > 4 * reach) return;
+      const Point o = points[batch->second];
+      clip(cell, o.x - p.x, o.y - p.y, 0.5 * (o.x * o.x + o.y * o.y - p.x * p.x - p.y * p.y), scratch.polygon);
+    }
   }
-  return cell;
 }
 
 struct Cell {
@@ -85,7 +94,7 @@ Cell integrate(const std::vector<Point>& polygon) {
                         (std::erf(s1 / std::numbers::sqrt2) - std::erf(s0 / std::numbers::sqrt2));
     cell.x -= nx * line;
     cell.y -= ny * line;
-    const int panels = static_cast<int>(std::ceil(length / 1.5));
+    const int panels = static_cast<int>(std::ceil(length / 3));
     const double half = 0.5 * (s1 - s0) / panels;
     double flux = 0;
     for (int p = 0; p < panels; ++p) {
@@ -102,8 +111,10 @@ Cell integrate(const std::vector<Point>& polygon) {
 }
 
 /// Lloyd's iteration for `count` points of the standard normal in the plane, from a sunflower (golden-angle) arrangement whose density
-/// is that of the optimum, density^(1/2): hexagonal almost everywhere, where a product grid would stay a grid.
+/// is that of the optimum, density^(1/2): hexagonal almost everywhere, where a product grid would stay a grid. Steps are over-relaxed
+/// (1.8 times Lloyd's), which needs a third of the rounds; after 160 the distortion is within 3e-4 of its limit.
 std::vector<Point> standard_normal_quantizer(std::size_t count) {
+  constexpr double kRelaxation = 1.8;
   const double golden_angle = std::numbers::pi * (3 - std::sqrt(5.0));
   std::vector<Point> points(count);
   for (std::size_t i = 0; i < count; ++i) {
@@ -111,17 +122,22 @@ std::vector<Point> standard_normal_quantizer(std::size_t count) {
     const double angle = golden_angle * static_cast<double>(i);
     points[i] = {radius * std::cos(angle), radius * std::sin(angle)};
   }
-  std::vector<Point> next(count), scratch;
-  for (int round = 0; round < 300; ++round) {
+  std::vector<Point> next(count), polygon;
+  Scratch scratch;
+  for (int round = 0; round < 160; ++round) {
     double largest = 0;
     for (std::size_t i = 0; i < count; ++i) {
-      const Cell cell = integrate(voronoi_cell(points, i, scratch));
-      next[i] = cell.mass > 0 ? Point{cell.x / cell.mass, cell.y / cell.mass} : points[i];
-      largest = std::max(largest, std::hypot(next[i].x - points[i].x, next[i].y - points[i].y));
+      voronoi_cell(points, i, polygon, scratch);
+      const Cell cell = integrate(polygon);
+      const double dx = cell.x / cell.mass - points[i].x, dy = cell.y / cell.mass - points[i].y;
+      next[i] = {points[i].x + kRelaxation * dx, points[i].y + kRelaxation * dy};
+      largest = std::max({largest, std::abs(dx), std::abs(dy)});
     }
     points.swap(next);
-    if (largest < 1e-9) break;
+    if (largest < 1e-8) break;
   }
+  // On a grid of 2^-16: what a C library's last bits do to the iteration does not show, the distortion does not notice.
+  for (Point& p : points) p = {std::round(p.x * 0x1p16) * 0x1p-16, std::round(p.y * 0x1p16) * 0x1p-16};
   return points;
 }
 

@@ -31,6 +31,7 @@ float e4m3_to_float(std::uint8_t bits) noexcept;
 std::uint8_t float_to_e4m3(float value) noexcept;
 
 /// FP8 E4B15 (Triton's fp8e4b15: exponent bias 15, no infinity or NaN, max 1.875). What vLLM stores before sm_89.
+/// As Triton: to binary16 first, saturating, then halves away from zero.
 float e4b15_to_float(std::uint8_t bits) noexcept;
 std::uint8_t float_to_e4b15(float value) noexcept;
 
