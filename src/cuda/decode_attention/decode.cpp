@@ -1,0 +1,29 @@
+// Decode attention's entry: the fused kernel where it serves a call, the general path everywhere else. decode_path() says which.
+#include <algorithm>
+
+#include "cuda/decode_attention/fused.h"
+#include "cuda/decode_attention/general.h"
+#include "tq4/gpu.h"
+
+namespace tq4::gpu {
+
+std::size_t decode_workspace_bytes(const DeviceCodec& codec, const DecodeParams& params) {
+  const std::size_t general = general_plan(codec, params).bytes;
+  return fused_supported(codec, params, nullptr) ? std::max(general, fused_workspace_bytes(codec, params)) : general;
+}
+
+std::string decode_path(const DeviceCodec& codec, const DecodeParams& params) {
+  if (fused_supported(codec, params, nullptr)) return "fused-sm90";
+  general_check(codec, params);
+  return "general";
+}
+
+void decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream) {
+  if (fused_supported(codec, params, nullptr)) {
+    fused_decode(codec, params, stream);
+  } else {
+    general_decode(codec, params, stream);
+  }
+}
+
+}  // namespace tq4::gpu
