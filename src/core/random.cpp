@@ -69,27 +69,6 @@ double portable_log(double x) noexcept {
   return 2.0 * s * series + exponent * std::numbers::ln2;
 }
 
-double portable_cos(double x) noexcept {
-  // x = quarter * pi/2 + r, |r| <= pi/4; Taylor series of both functions there.
-  const double turns = x * (2 / std::numbers::pi);
-  const auto quarter = static_cast<std::int64_t>(turns + (turns >= 0 ? 0.5 : -0.5));
-  const double r = x - static_cast<double>(quarter) * (std::numbers::pi / 2);
-  const double z = r * r;
-  double cosine = 0, sine = 0;
-  for (int k = 18; k >= 2; k -= 2) {
-    cosine = (1 - cosine) * z / (k * (k - 1));
-    sine = (1 - sine) * z / (k * (k + 1));
-  }
-  cosine = 1 - cosine;
-  sine = r * (1 - sine);
-  switch (quarter & 3) {
-    case 0: return cosine;
-    case 1: return -sine;
-    case 2: return -cosine;
-    default: return sine;
-  }
-}
-
 std::vector<float> torch_randn(std::uint64_t seed, std::size_t count) {
   constexpr std::size_t kBlock = 16;
   if (count < kBlock) throw Error(ErrorCode::Unsupported, "torch_randn serves 16 elements or more");
@@ -99,11 +78,10 @@ std::vector<float> torch_randn(std::uint64_t seed, std::size_t count) {
     for (std::size_t j = 0; j < kBlock / 2; ++j) {
       const float u1 = 1.0f - block[j];
       const float u2 = block[j + kBlock / 2];
-      // PyTorch works in float; so do we, with functions rounded from double ones that are the same everywhere.
-      const float radius = std::sqrt(-2.0f * static_cast<float>(portable_log(u1)));
+      const float radius = std::sqrt(-2.0f * std::log(u1));
       const float theta = 2.0f * std::numbers::pi_v<float> * u2;
-      block[j] = radius * static_cast<float>(portable_cos(theta));
-      block[j + kBlock / 2] = radius * static_cast<float>(portable_cos(theta - std::numbers::pi / 2));
+      block[j] = radius * std::cos(theta);
+      block[j + kBlock / 2] = radius * std::sin(theta);
     }
   };
   std::vector<float> values(count);

@@ -35,12 +35,8 @@ class NormalGenerator {
 /// Natural logarithm of a positive normal double from additions, multiplications and one division.
 double portable_log(double x) noexcept;
 
-/// Cosine to 1e-15 for |x| <= 100, from additions, multiplications and divisions by small integers.
-double portable_cos(double x) noexcept;
-
 /// torch.randn(count) of PyTorch's CPU generator after manual_seed(seed), float32, count >= 16 (its vectorised fill: uniforms first,
-/// then Box-Muller on blocks of 16). Equal to PyTorch's values to float rounding (PyTorch's
-/// own differ by as much between instruction sets).
+/// then Box-Muller on blocks of 16). Equal to PyTorch's values to float rounding.
 std::vector<float> torch_randn(std::uint64_t seed, std::size_t count);
 
 }  // namespace tq4::core

@@ -24,11 +24,6 @@ TEST(Random, PortableLogIsALogarithm) {
   EXPECT_EQ(portable_log(1.0), 0.0);
 }
 
-TEST(Random, PortableCosIsACosine) {
-  for (double x = -20; x < 20; x += 0.0137) EXPECT_NEAR(portable_cos(x), std::cos(x), 3e-15) << x;
-  EXPECT_EQ(portable_cos(0.0), 1.0);
-}
-
 TEST(Random, NormalsHaveNormalMoments) {
   NormalGenerator normal(42);
   constexpr int kCount = 1000000;

@@ -41,7 +41,6 @@ TEST(Rotation, FingerprintsArePinned) {
   EXPECT_EQ(rotation_fingerprint(make_rotation(RotationKind::Haar, 64, 42)), 0xf5d9e79dd77de3f4u);
   EXPECT_EQ(rotation_fingerprint(make_rotation(RotationKind::Haar, 128, 42)), 0x3eea30bde9bfbc48u);
   EXPECT_EQ(rotation_fingerprint(make_rotation(RotationKind::Haar, 512, 42)), 0xee3cb7e93c872dd0u);
-  EXPECT_EQ(rotation_fingerprint(make_rotation(RotationKind::HaarTorch, 128, 42)), 0xeb85c4697715085bu);
   EXPECT_EQ(rotation_fingerprint(make_rotation(RotationKind::Hadamard, 128, 0)), 0xbc11b828bc6f9d46u);
 }
 
