@@ -63,6 +63,7 @@ void add_code_tables(Arena& arena, const Codec& codec, SideTables& t) {
   arena.add(t.outlier_centroids, to_fp32(codec.outlier_codebook().centroids));
   arena.add(t.outlier_boundaries, to_fp32(codec.outlier_codebook().boundaries));
   arena.add(t.qjl, codec.qjl_matrix());
+  if (codec.has_signs()) arena.add(t.qjl_t, transposed(codec.qjl_matrix(), 1, codec.head_dim()));
   const std::vector<float>& points = codec.pair_table().points;
   std::vector<std::uint32_t> halves(points.size() / 2);
   for (std::size_t i = 0; i < halves.size(); ++i) {

@@ -45,6 +45,7 @@ struct SideTables {
   const float* outlier_centroids = nullptr;   ///< Mixed
   const float* outlier_boundaries = nullptr;
   const float* qjl = nullptr;            ///< Prod: [D, D]
+  const float* qjl_t = nullptr;          ///< Prod: its transpose
   const float* hadamard_signs = nullptr; ///< HadamardSigned: [D]; null = no signs
   const std::uint32_t* pair_half2 = nullptr;  ///< Mse at 1..4 bits: [4^bits] half2 (low half = even coordinate)
   const float* pair_points = nullptr;    ///< the same in fp32 [4^bits, 2]; non-null only for a true 2-D codebook (encode must search)
@@ -94,11 +95,13 @@ struct EncodeParams {
   DType x_dtype = DType::F16;
   std::int64_t n = 0;
   int heads = 1;                    ///< head h uses per-head tables h (when the codec has them)
-  std::int64_t token_stride = 0, head_stride = 0;
+  std::int64_t token_stride = 0, head_stride = 0;  ///< both 0: dense
   const std::int64_t* positions = nullptr;  ///< [n] token positions, for rope_mu only
   EncodedOut out;                   ///< device planes [n, heads]
   bool single_fp16_rotation = false;  ///< one fp16 product instead of the split: faster, some codes flip near boundaries
 };
+/// The bytes Codec::encode gives with the same transform: equal but for coordinates within rounding of a boundary where rope_mu is used
+/// or single_fp16_rotation is set. NaN or infinity in x gives that vector a scale that is not finite (a kernel cannot throw).
 void encode(const DeviceCodec& codec, Side side, const EncodeParams& params, Stream stream);
 
 struct StoreParams {
@@ -106,7 +109,7 @@ struct StoreParams {
   const void* v = nullptr;
   DType dtype = DType::F16;
   std::int64_t n = 0;
-  std::int64_t k_token_stride = 0, k_head_stride = 0, v_token_stride = 0, v_head_stride = 0;
+  std::int64_t k_token_stride = 0, k_head_stride = 0, v_token_stride = 0, v_head_stride = 0;  ///< elements; a pair of zeros: dense
   const std::int64_t* slot_mapping = nullptr;  ///< [n]; negative = skip
   const std::int64_t* positions = nullptr;     ///< [n], for rope_mu only
   PagedCache cache;

@@ -1,0 +1,165 @@
+// dequant: planes back to rows, in rotated or original space. A block takes 16 rows of one head; a warp decodes a row at a time. Rotated
+// rows of plain scalar codecs take a kernel of their own with no shared rows: a thread reads the codes of 8 coordinates and writes them.
+#include "cuda/check.h"
+#include "cuda/dequant/dequant.cuh"
+
+namespace tq4::gpu {
+namespace {
+
+struct DequantArgs {
+  RowCodec codec;
+  EncodedIn in;
+  std::int64_t n;
+  int heads, row_bytes, nibbles_high, rotated, dtype;
+  void* out;
+  const std::int64_t* positions;
+};
+
+__global__ void __launch_bounds__(kDequantThreads) dequant_kernel(const __grid_constant__ DequantArgs a) {
+  extern __shared__ __align__(16) float memory[];
+  const int dim = a.codec.dim, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const std::int64_t token0 = static_cast<std::int64_t>(blockIdx.x) * kDequantRows;
+  float *y = memory, *x = y + kDequantRows * dim;
+  auto* codes = reinterpret_cast<unsigned char*>(x + kDequantRows * dim);
+  const RowTables tables = load_tables(a.codec, reinterpret_cast<float*>(codes + kDequantThreads / 32 * 2 * dim), threadIdx.x, kDequantThreads);
+  __syncthreads();
+  for (int r = warp; r < kDequantRows; r += kDequantThreads / 32) {
+    const std::int64_t token = token0 + r;
+    float* row = y + r * dim;
+    if (token >= a.n) {
+      for (int j = lane; j < dim; j += 32) row[j] = 0.0f;
+      continue;
+    }
+    const std::int64_t at = token * a.heads + head;
+    const RowIn in{a.codec.has_scale ? a.in.scale[at] : 1.0f, a.codec.has_zero ? a.in.zero[at] : 0.0f,
+                   a.codec.has_signs ? a.in.residual_norm[at] : 0.0f, a.codec.has_signs ? a.in.signs + at * (dim / 8) : nullptr, false, a.nibbles_high != 0};
+    const std::uint8_t* from = a.in.codes + at * a.row_bytes;
+    decode_row(a.codec, tables, in, [&](int i) { return from + i; }, codes + warp * 2 * dim, row, lane);
+  }
+  __syncthreads();
+  const float* result = y;
+  if (!a.rotated) {
+    block_transform<kDequantRows>(inverse_transform(a.codec.t, head, dim), y, x, dim, threadIdx.x, kDequantThreads);
+    if (a.codec.t.centre || a.codec.t.rope_mu) {
+      for (int i = threadIdx.x; i < kDequantRows * dim; i += kDequantThreads) {
+        const std::int64_t token = token0 + i / dim;
+        if (token < a.n) x[i] = __fadd_rn(x[i], centre_at(a.codec, head, a.positions ? a.positions[token] : 0, i % dim));
+      }
+      __syncthreads();
+    }
+    result = x;
+  }
+  write_rows(result, dim, a.out, static_cast<DType>(a.dtype), [&](int r) { return token0 + r < a.n ? ((token0 + r) * a.heads + head) * dim : -1; });
+}
+
+/// Rotated space, at most 4 bits, no norm correction: value = scale * (table entry) or scale * code + zero, straight from codes to out.
+template <class Out>
+__global__ void __launch_bounds__(256) stream_kernel(const __grid_constant__ DequantArgs a) {
+  __shared__ float2 table[256];
+  const int width = a.nibbles_high ? 4 : a.codec.bits, codes = 1 << a.codec.bits;
+  for (int e = threadIdx.x; e < 1 << (2 * width); e += blockDim.x) {
+    int even = e & ((1 << width) - 1), odd = e >> width;
+    if (a.nibbles_high) {
+      const int swap = even;
+      even = odd;
+      odd = swap;
+    }
+    float2 v = make_float2(0.0f, 0.0f);
+    if (even < codes && odd < codes) {
+      if (a.codec.has_zero) {
+        v = make_float2(static_cast<float>(even), static_cast<float>(odd));
+      } else if (a.codec.t.pair_points) {
+        v = reinterpret_cast<const float2*>(a.codec.t.pair_points)[even | odd << a.codec.bits];
+      } else {
+        v = make_float2(a.codec.t.centroids[even], a.codec.t.centroids[odd]);
+      }
+    }
+    table[e] = v;
+  }
+  __syncthreads();
+  const int groups = a.codec.dim / 8;
+  const std::int64_t total = a.n * a.heads * groups, step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  const unsigned mask = (1u << (2 * width)) - 1;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += step) {
+    const std::int64_t row = i / groups;
+    const int g = static_cast<int>(i - row * groups);
+    auto bits = static_cast<unsigned>(get_bytes(a.in.codes + row * a.row_bytes + g * width, width));
+    const float scale = a.in.scale[row], zero = a.codec.has_zero ? a.in.zero[row] : 0.0f;
+    float v[8];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float2 unit = table[bits & mask];
+      bits >>= 2 * width;
+      v[2 * k] = a.codec.has_zero ? __fmaf_rn(scale, unit.x, zero) : __fmul_rn(scale, unit.x);
+      v[2 * k + 1] = a.codec.has_zero ? __fmaf_rn(scale, unit.y, zero) : __fmul_rn(scale, unit.y);
+    }
+    if constexpr (sizeof(Out) == 4) {
+      auto* to = reinterpret_cast<float4*>(static_cast<float*>(a.out) + i * 8);
+      to[0] = make_float4(v[0], v[1], v[2], v[3]);
+      to[1] = make_float4(v[4], v[5], v[6], v[7]);
+    } else {
+      unsigned w[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        if constexpr (std::is_same_v<Out, __half>) {
+          const __half2 h = __floats2half2_rn(v[2 * k], v[2 * k + 1]);
+          w[k] = *reinterpret_cast<const unsigned*>(&h);
+        } else {
+          w[k] = to_bf16_bits(v[2 * k]) | static_cast<unsigned>(to_bf16_bits(v[2 * k + 1])) << 16;
+        }
+      }
+      *reinterpret_cast<uint4*>(static_cast<unsigned short*>(a.out) + i * 8) = make_uint4(w[0], w[1], w[2], w[3]);
+    }
+  }
+}
+
+}  // namespace
+
+void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream stream) {
+  constexpr const char* kWhere = "dequant";
+  DequantArgs a{};
+  a.codec = row_codec(codec, side);
+  require(p.n >= 0 && p.heads >= 1 && p.heads <= 65535, "n must be at least 0 and heads 1 to 65535", kWhere);
+  require(p.out_dtype == DType::F16 || p.out_dtype == DType::BF16 || p.out_dtype == DType::F32, "out must be float16, bfloat16 or float32", kWhere);
+  const bool by_head = a.codec.t.per_head || a.codec.t.centre || a.codec.t.rope_mu;
+  require(p.rotated || !by_head || p.heads == codec.num_kv_heads(), "a calibrated codec decodes exactly num_kv_heads heads", kWhere);
+  require(p.rotated || !a.codec.t.rope_mu || p.positions, "centring before RoPE needs positions", kWhere);
+  if (p.high_nibble_first && (a.codec.kind != static_cast<int>(CodeKind::Mse) || a.codec.bits > 4)) {
+    refuse("high_nibble_first is for Mse codes of at most 4 bits", kWhere);
+  }
+  if (p.n == 0) return;
+  require(p.out && p.in.codes && (!a.codec.has_scale || p.in.scale) && (!a.codec.has_zero || p.in.zero) &&
+              (!a.codec.has_signs || (p.in.signs && p.in.residual_norm)),
+          "a plane that the codec has is a null pointer", kWhere);
+  a.in = p.in;
+  a.n = p.n;
+  a.heads = p.heads;
+  a.row_bytes = p.high_nibble_first ? codec.head_dim() / 2 : a.codec.code_bytes;
+  a.nibbles_high = p.high_nibble_first;
+  a.rotated = p.rotated;
+  a.dtype = static_cast<int>(p.out_dtype);
+  a.out = p.out;
+  a.positions = p.positions;
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const bool streams = p.rotated && a.codec.has_scale && a.codec.bits <= 4 && !a.codec.norm_correction && !a.codec.has_signs && a.codec.outliers == 0 &&
+                       reinterpret_cast<std::uintptr_t>(p.out) % 16 == 0;
+  if (streams) {
+    const std::int64_t groups = p.n * p.heads * (codec.head_dim() / 8);
+    const auto grid = static_cast<unsigned>(std::min<std::int64_t>((groups + 255) / 256, codec.device().sm_count * 8));
+    if (p.out_dtype == DType::F32) {
+      stream_kernel<float><<<grid, 256, 0, cuda_stream>>>(a);
+    } else if (p.out_dtype == DType::F16) {
+      stream_kernel<__half><<<grid, 256, 0, cuda_stream>>>(a);
+    } else {
+      stream_kernel<unsigned short><<<grid, 256, 0, cuda_stream>>>(a);
+    }
+  } else {
+    const std::size_t shared = dequant_shared(a.codec, table_bytes(a.codec));
+    allow_shared(dequant_kernel, shared, codec.device().shared_bytes_per_block, kWhere);
+    const dim3 grid(static_cast<unsigned>((p.n + kDequantRows - 1) / kDequantRows), static_cast<unsigned>(p.heads));
+    dequant_kernel<<<grid, kDequantThreads, shared, cuda_stream>>>(a);
+  }
+  check_launch(kWhere);
+}
+
+}  // namespace tq4::gpu

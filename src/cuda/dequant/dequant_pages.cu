@@ -1,0 +1,96 @@
+// dequant_pages: the tokens of a batch from a paged cache, through the block table, to dense K and V [sequence, head, position, D], for engines
+// that keep their own attention: only pages a sequence uses are read; rows from its length on are not written.
+#include "cuda/check.h"
+#include "cuda/dequant/dequant.cuh"
+
+namespace tq4::gpu {
+namespace {
+
+struct PagesArgs {
+  RowCodec k, v;
+  CacheView cache;
+  int nibbles_high, rotated, dtype;
+  const std::int32_t* block_table;
+  std::int64_t block_table_stride;
+  const std::int32_t* seq_lens;
+  std::int64_t max_seq_len;
+  void *k_out, *v_out;
+};
+
+__global__ void __launch_bounds__(kDequantThreads) pages_kernel(const __grid_constant__ PagesArgs a) {
+  extern __shared__ __align__(16) float memory[];
+  const bool key = blockIdx.z == 0;
+  const RowCodec& codec = key ? a.k : a.v;
+  const PartView& part = key ? a.cache.k : a.cache.v;
+  const int dim = codec.dim, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const int sequence = blockIdx.y / a.cache.num_kv_heads, head = blockIdx.y % a.cache.num_kv_heads;
+  const int length = static_cast<int>(min(static_cast<std::int64_t>(a.seq_lens[sequence]), a.max_seq_len));
+  const int token0 = blockIdx.x * kDequantRows;
+  if (token0 >= length) return;
+  float *y = memory, *x = y + kDequantRows * dim;
+  auto* codes = reinterpret_cast<unsigned char*>(x + kDequantRows * dim);
+  const RowTables tables = load_tables(codec, reinterpret_cast<float*>(codes + kDequantThreads / 32 * 2 * dim), threadIdx.x, kDequantThreads);
+  __syncthreads();
+  for (int r = warp; r < kDequantRows; r += kDequantThreads / 32) {
+    const int token = token0 + r;
+    float* row = y + r * dim;
+    if (token >= length) {
+      for (int j = lane; j < dim; j += 32) row[j] = 0.0f;
+      continue;
+    }
+    const int block = token / a.cache.block_size;
+    const TokenRef ref = token_ref(a.cache, a.block_table[sequence * a.block_table_stride + block], token - block * a.cache.block_size, head);
+    RowIn in{1.0f, 0.0f, 0.0f, nullptr, a.cache.native && !key, a.nibbles_high != 0};
+    if (in.split_groups && codec.outliers == 0 && a.cache.v_piece % codec.bits == 0) in.split_groups = false;
+    if (codec.has_scale) in.scale = load_scale(part, scale_ptr(a.cache, part, ref, head));
+    if (codec.has_zero) in.zero = __half2float(*reinterpret_cast<const __half*>(zero_ptr(a.cache, part, ref, head)));
+    decode_row(codec, tables, in, [&](int i) { return code_byte(a.cache, part, key, codec.code_bytes, ref, head, i); }, codes + warp * 2 * dim, row, lane);
+  }
+  __syncthreads();
+  const float* result = y;
+  if (!a.rotated) {
+    block_transform<kDequantRows>(inverse_transform(codec.t, head, dim), y, x, dim, threadIdx.x, kDequantThreads);
+    if (codec.t.centre || codec.t.rope_mu) {
+      for (int i = threadIdx.x; i < kDequantRows * dim; i += kDequantThreads) {
+        if (token0 + i / dim < length) x[i] = __fadd_rn(x[i], centre_at(codec, head, token0 + i / dim, i % dim));
+      }
+      __syncthreads();
+    }
+    result = x;
+  }
+  const std::int64_t first = (static_cast<std::int64_t>(sequence) * a.cache.num_kv_heads + head) * a.max_seq_len;
+  write_rows(result, dim, key ? a.k_out : a.v_out, static_cast<DType>(a.dtype),
+             [&](int r) { return token0 + r < length ? (first + token0 + r) * dim : static_cast<std::int64_t>(-1); });
+}
+
+}  // namespace
+
+void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream stream) {
+  constexpr const char* kWhere = "dequant_pages";
+  PagesArgs a{};
+  a.cache = cache_view(codec, p.cache, kWhere);
+  a.k = row_codec(codec, Side::K);
+  a.v = row_codec(codec, Side::V);
+  if (a.k.has_signs || a.v.has_signs) refuse("pages have no place for the residual signs of Prod codecs", kWhere);
+  require(p.out_dtype == DType::F16 || p.out_dtype == DType::BF16 || p.out_dtype == DType::F32, "out must be float16, bfloat16 or float32", kWhere);
+  require(p.num_seqs >= 0 && p.max_seq_len >= 0, "num_seqs and max_seq_len are not negative", kWhere);
+  if (static_cast<std::int64_t>(p.num_seqs) * codec.num_kv_heads() > 65535) refuse("at most 65535 sequences times kv heads a call", kWhere);
+  if (p.num_seqs == 0 || p.max_seq_len == 0) return;
+  require(p.k_out && p.v_out && p.block_table && p.seq_lens, "k_out, v_out, block_table and seq_lens must be given", kWhere);
+  a.nibbles_high = p.cache.layout.kind == LayoutKind::TurboquantVllm;
+  a.rotated = p.rotated;
+  a.dtype = static_cast<int>(p.out_dtype);
+  a.block_table = p.block_table;
+  a.block_table_stride = p.block_table_stride;
+  a.seq_lens = p.seq_lens;
+  a.max_seq_len = p.max_seq_len;
+  a.k_out = p.k_out;
+  a.v_out = p.v_out;
+  const std::size_t shared = dequant_shared(a.k, std::max(table_bytes(a.k), table_bytes(a.v)));
+  allow_shared(pages_kernel, shared, codec.device().shared_bytes_per_block, kWhere);
+  const dim3 grid(static_cast<unsigned>((p.max_seq_len + kDequantRows - 1) / kDequantRows), static_cast<unsigned>(p.num_seqs * codec.num_kv_heads()), 2);
+  pages_kernel<<<grid, kDequantThreads, shared, static_cast<cudaStream_t>(stream)>>>(a);
+  check_launch(kWhere);
+}
+
+}  // namespace tq4::gpu

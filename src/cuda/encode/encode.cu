@@ -1,0 +1,108 @@
+// encode: rows of x to planes, one launch. A block takes some tokens of one head: load, centre, turn (transform.cuh), then a warp a row
+// quantizes and packs (row.cuh).
+#include "cuda/check.h"
+#include "cuda/encode/row.cuh"
+#include "cuda/transform.cuh"
+
+namespace tq4::gpu {
+namespace {
+
+constexpr int kThreads = 128, kWarps = kThreads / 32;
+
+struct EncodeArgs {
+  RowCodec codec;
+  const void* x;
+  int dtype;
+  std::int64_t n;
+  int heads;
+  std::int64_t token_stride, head_stride;
+  const std::int64_t* positions;
+  EncodedOut out;
+};
+
+template <int R>
+__global__ void __launch_bounds__(kThreads) encode_kernel(const __grid_constant__ EncodeArgs a) {
+  extern __shared__ __align__(16) float memory[];  // x [R][D], y [R][D], codes [R][2 D] bytes, tables
+  const int dim = a.codec.dim, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const std::int64_t token0 = static_cast<std::int64_t>(blockIdx.x) * R;
+  float *x = memory, *y = x + R * dim;
+  auto* codes = reinterpret_cast<unsigned char*>(y + R * dim);
+  const RowTables tables = load_tables(a.codec, reinterpret_cast<float*>(codes + R * 2 * dim), threadIdx.x, kThreads);
+  for (int i = threadIdx.x; i < R * dim; i += kThreads) {
+    const int r = i / dim, j = i % dim;
+    const std::int64_t token = token0 + r;
+    float v = 0.0f;
+    if (token < a.n) {
+      v = load_element(a.x, static_cast<DType>(a.dtype), token * a.token_stride + head * a.head_stride + j);
+      v = __fsub_rn(v, centre_at(a.codec, head, a.positions ? a.positions[token] : 0, j));
+    }
+    x[i] = v;
+  }
+  block_transform<R>(forward_transform(a.codec.t, head, dim), x, y, dim, threadIdx.x, kThreads);
+  for (int r = warp; r < R; r += kWarps) {
+    const std::int64_t token = token0 + r;
+    if (token >= a.n) break;
+    float* row = x + r * dim;
+    unsigned char* row_codes = codes + r * 2 * dim;
+    const RowScales s = quantize_row(a.codec, tables, y + r * dim, row, row, row_codes, lane);
+    const std::int64_t at = token * a.heads + head;
+    unsigned char* to = a.out.codes + at * a.codec.code_bytes;
+    if (a.codec.bits == 16) {
+      for (int j = lane; j < 2 * dim; j += 32) to[j] = row_codes[j];
+    } else {
+      for (int g = lane; g < dim / 8; g += 32) {
+        const int2 place = group_place(a.codec, g);
+        put_bytes(to + place.x, pack_group(row_codes + g * 8, place.y, false), place.y);
+      }
+    }
+    if (a.codec.has_signs) sketch_signs(a.codec, row, a.out.signs + at * (dim / 8), lane);
+    if (lane == 0) {
+      if (a.codec.has_scale) a.out.scale[at] = s.scale;
+      if (a.codec.has_zero) a.out.zero[at] = s.zero;
+      if (a.codec.has_signs) a.out.residual_norm[at] = s.residual_norm;
+    }
+  }
+}
+
+template <int R>
+void launch(const EncodeArgs& a, const DeviceInfo& device, cudaStream_t stream) {
+  const std::size_t shared = static_cast<std::size_t>(R * a.codec.dim) * (4 + 4 + 2) + static_cast<std::size_t>(table_bytes(a.codec));
+  allow_shared(encode_kernel<R>, shared, device.shared_bytes_per_block, "encode");
+  const dim3 grid(static_cast<unsigned>((a.n + R - 1) / R), static_cast<unsigned>(a.heads));
+  encode_kernel<R><<<grid, kThreads, shared, stream>>>(a);
+  check_launch("encode");
+}
+
+}  // namespace
+
+void encode(const DeviceCodec& codec, Side side, const EncodeParams& p, Stream stream) {
+  constexpr const char* kWhere = "encode";
+  EncodeArgs a{};
+  a.codec = row_codec(codec, side);
+  require(p.n >= 0 && p.heads >= 1 && p.heads <= 65535, "n must be at least 0 and heads 1 to 65535", kWhere);
+  const bool by_head = a.codec.t.per_head || a.codec.t.centre || a.codec.t.rope_mu;
+  require(!by_head || p.heads == codec.num_kv_heads(), "a calibrated codec encodes exactly num_kv_heads heads", kWhere);
+  require(p.x_dtype == DType::F16 || p.x_dtype == DType::BF16 || p.x_dtype == DType::F32, "x must be float16, bfloat16 or float32", kWhere);
+  require(!a.codec.t.rope_mu || p.positions, "centring before RoPE needs positions", kWhere);
+  if (p.n == 0) return;
+  require(p.x && p.out.codes && (!a.codec.has_scale || p.out.scale) && (!a.codec.has_zero || p.out.zero) &&
+              (!a.codec.has_signs || (p.out.signs && p.out.residual_norm)),
+          "a plane that the codec has is a null pointer", kWhere);
+  a.x = p.x;
+  a.dtype = static_cast<int>(p.x_dtype);
+  a.n = p.n;
+  a.heads = p.heads;
+  const bool dense = p.token_stride == 0 && p.head_stride == 0;
+  a.token_stride = dense ? static_cast<std::int64_t>(p.heads) * codec.head_dim() : p.token_stride;
+  a.head_stride = dense ? codec.head_dim() : p.head_stride;
+  a.positions = p.positions;
+  a.out = p.out;
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  if (p.n * p.heads >= 16 * 4 * codec.device().sm_count) {
+    launch<16>(a, codec.device(), cuda_stream);
+  } else {
+    launch<4>(a, codec.device(), cuda_stream);
+  }
+}
+
+}  // namespace tq4::gpu
