@@ -66,8 +66,9 @@ struct CodecSpec {
 };
 
 /// A spec by name. Grammar, case-insensitive:
-///   tqB (B = 1..8, 2.5, 3.5), kAvB (A, B = 1..8, 2.5, 3.5), fp8, fp16, k8vB (fp8 keys, Mse values),
-///   tqB-prod, kAvB with suffixes "-2d" (pair codebook), "-norm" (paper's scale); peers' codecs:
+///   tqB (B = 1..8, 2.5, 3.5), kAvB (A, B = 1..7, 2.5, 3.5; A = 8 means fp8 keys, B = 8 Mse values, 16 fp16 pass-through), fp8, fp16;
+///   suffixes, in any order: "-2d" (pair codebook, on each Mse side), "-norm" (the paper's scale), "-prod" (Prod keys of A bits; values
+///   stay Mse: they are summed, not multiplied with a query); peers' codecs:
 ///   turboquant-vllm, turboquant-vllm-k3v4 (any of 2..4), vllm:k8v4, vllm:4bit_nc, vllm:k3v4_nc, vllm:3bit_nc.
 /// Throws Usage naming the nearest known name.
 CodecSpec spec_from_name(std::string_view name);
