@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <functional>
 #include <numbers>
 #include <string>
@@ -190,6 +191,9 @@ Codebook make_codebook(CodebookKind kind, int bits, int dim) {
   for (std::size_t i = 0; i + 1 < book.centroids.size(); ++i) {
     book.boundaries.push_back(0.5 * (book.centroids[i] + book.centroids[i + 1]));
   }
+  // The plugin sends a value equal to a boundary down (torch.bucketize), where codes here go up. Only the coordinates of zero vectors
+  // ever equal one, the middle one; the smallest normal float in its place gives them the plugin's code.
+  if (kind == CodebookKind::TurboquantVllm) book.boundaries[book.boundaries.size() / 2] = std::numeric_limits<float>::min();
   return book;
 }
 
