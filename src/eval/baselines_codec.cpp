@@ -60,7 +60,7 @@ class CodecCompressor final : public Compressor {
   }
   std::string source() const override { return source_of(spec_) + (calibration_ != nullptr ? ", calibrated" : ""); }
   const CodecSpec* spec() const override { return &spec_; }
-  bool calibrated() const override { return calibration_ != nullptr; }
+  const Calibration* calibration() const override { return calibration_; }
   void check(int dim) const override {
     validate(spec_.k, dim);
     validate(spec_.v, dim);

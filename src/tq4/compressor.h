@@ -52,7 +52,8 @@ class Compressor {
   virtual double theoretical_mse(Side side, int dim) const;
   /// The spec, where the compressor is one of tq4's codecs (also with a peer's tables); else null.
   virtual const CodecSpec* spec() const { return nullptr; }
-  virtual bool calibrated() const { return false; }
+  /// The calibration a codec of tq4's uses; else null.
+  virtual const Calibration* calibration() const { return nullptr; }
   /// Throws Unsupported where the compressor cannot serve the dimension.
   virtual void check(int dim) const;
 

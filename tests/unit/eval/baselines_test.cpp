@@ -234,7 +234,7 @@ TEST(Baselines, CalibratedCodecCountsCentresAndRefusesOtherShapes) {
   layer.k.centre.assign(32, 10.0f);
   calibration.layers.push_back(layer);
   const auto c = tq4::codec_compressor("tq4+cal", tq4::spec_from_name("tq4"), &calibration);
-  EXPECT_TRUE(c->calibrated());
+  EXPECT_EQ(c->calibration(), &calibration);
   EXPECT_TRUE(std::isnan(c->theoretical_mse(Side::K, 32)));
   auto x = gaussian(200 * 32, 6);
   for (float& value : x) value += 10;
