@@ -38,7 +38,9 @@ std::string describe(const SideSpec& side) {
     case CodeKind::Fp16: return "fp16";
   }
   if (side.kind != CodeKind::Uniform) {
-    text += side.scale_rule == ScaleRule::LeastSquares ? ", least-squares scale" : side.scale_rule == ScaleRule::Norm ? ", norm" : ", unbiased scale";
+    text += side.scale_rule == ScaleRule::LeastSquares ? ", least-squares scale"
+            : side.scale_rule == ScaleRule::Norm       ? ", norm"
+                                                       : ", unbiased scale";
   }
   text += side.scale_dtype == ScaleDType::F16 ? " in fp16" : " in fp32";
   if (side.norm_correction) text += ", norm correction";

@@ -86,7 +86,9 @@ class Search {
       add_side(v_sides_, spec, calibrated);
     }
     for (int k = 0; k < 4; ++k) {
-      for (int v = 0; v < 3; ++v) candidates_.push_back({std::string("k") + names[static_cast<std::size_t>(k)] + "v" + names[static_cast<std::size_t>(v)], k, v, false});
+      for (int v = 0; v < 3; ++v)
+        candidates_.push_back(
+            {std::string("k") + names[static_cast<std::size_t>(k)] + "v" + names[static_cast<std::size_t>(v)], k, v, false});
     }
     candidates_.push_back({"fp8", 3, 3, false});
   }
@@ -102,7 +104,9 @@ class Search {
     for (const std::size_t i : eval::selected_layers(dump_.info(), options_.layers)) {
       if (eval::has_queries(dump_.info().layers[i])) layers.push_back(i);
     }
-    if (layers.empty()) throw Error(ErrorCode::BadInput, "a recommendation needs queries in the dump: it is chosen by the attention output", dump_.info().path);
+    if (layers.empty())
+      throw Error(ErrorCode::BadInput, "a recommendation needs queries in the dump: it is chosen by the attention output",
+                  dump_.info().path);
     return layers;
   }
 

@@ -65,7 +65,8 @@ class Evaluation {
     std::vector<std::pair<std::size_t, int>> heads;
     for (const std::size_t i : layers) {
       for (int h = 0; h < dump_.info().layers[i].num_kv_heads; ++h) {
-        if (!options_.heads || std::find(options_.heads->begin(), options_.heads->end(), h) != options_.heads->end()) heads.emplace_back(i, h);
+        if (!options_.heads || std::find(options_.heads->begin(), options_.heads->end(), h) != options_.heads->end())
+          heads.emplace_back(i, h);
       }
     }
     if (heads.empty()) throw Error(ErrorCode::BadInput, "no layer with tokens and no head is left to measure", dump_.info().path);
@@ -141,8 +142,8 @@ bool is_own(const Compressor& codec) {
   const CodecSpec* spec = codec.spec();
   if (spec == nullptr) return false;
   const auto own = [](const SideSpec& s) {
-    return s.codebook != CodebookKind::Vllm && s.codebook != CodebookKind::TurboquantVllm && s.kind != CodeKind::Uniform && s.kind != CodeKind::Prod &&
-           (s.kind == CodeKind::Fp8 || s.kind == CodeKind::Fp16 || s.scale_rule == ScaleRule::LeastSquares);
+    return s.codebook != CodebookKind::Vllm && s.codebook != CodebookKind::TurboquantVllm && s.kind != CodeKind::Uniform &&
+           s.kind != CodeKind::Prod && (s.kind == CodeKind::Fp8 || s.kind == CodeKind::Fp16 || s.scale_rule == ScaleRule::LeastSquares);
   };
   const bool plain = (spec->k.kind == CodeKind::Fp8 || spec->k.kind == CodeKind::Fp16) && spec->k.kind == spec->v.kind;
   return own(spec->k) && own(spec->v) && !plain;
@@ -162,12 +163,15 @@ Report evaluate(Dump& dump, const std::vector<std::shared_ptr<const Compressor>>
     const LayerInfo& layer = dump.info().layers[i];
     report.dump.layers.push_back(layer);
     dims.insert(layer.head_dim);
-    if (eval::has_queries(layer)) report.has_attention = true;
-    else without_queries += (without_queries.empty() ? "" : ", ") + std::to_string(layer.layer);
+    if (eval::has_queries(layer))
+      report.has_attention = true;
+    else
+      without_queries += (without_queries.empty() ? "" : ", ") + std::to_string(layer.layer);
   }
   if (!without_queries.empty()) {
-    report.notes.push_back("no queries in layer " + without_queries +
-                           ": logit, softmax and attention-output metrics are left out there; K and V metrics stand (a dump with q has them all)");
+    report.notes.push_back(
+        "no queries in layer " + without_queries +
+        ": logit, softmax and attention-output metrics are left out there; K and V metrics stand (a dump with q has them all)");
   }
   for (const LayerInfo& layer : dump.info().layers) {
     if (layer.tokens == 0) report.notes.push_back("layer " + std::to_string(layer.layer) + " has no tokens and is left out");
@@ -181,7 +185,9 @@ Report evaluate(Dump& dump, const std::vector<std::shared_ptr<const Compressor>>
       report.notes.push_back(codec->name() + " is left out: " + error.message());
     }
   }
-  if (used.empty()) throw Error(ErrorCode::Unsupported, "none of the codecs serves this dump: " + (report.notes.empty() ? std::string("none given") : report.notes.back()));
+  if (used.empty())
+    throw Error(ErrorCode::Unsupported,
+                "none of the codecs serves this dump: " + (report.notes.empty() ? std::string("none given") : report.notes.back()));
   for (const auto& codec : used) {
     CodecReport r;
     r.name = codec->name();

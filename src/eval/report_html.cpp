@@ -50,7 +50,9 @@ std::string cell(const std::string& content) { return "<td>" + content + "</td>"
 
 /// "0.0093 (1.02x theory)" where there is a theory.
 std::string with_ratio(double value, double reference) {
-  return number(value) + (std::isnan(reference) || reference <= 0 || std::isnan(value) ? "" : " <span class=\"muted\">" + number(value / reference, 3) + "x</span>");
+  return number(value) + (std::isnan(reference) || reference <= 0 || std::isnan(value)
+                              ? ""
+                              : " <span class=\"muted\">" + number(value / reference, 3) + "x</span>");
 }
 
 std::string header(const std::vector<std::pair<const char*, const char*>>& columns) {
@@ -60,25 +62,28 @@ std::string header(const std::vector<std::pair<const char*, const char*>>& colum
 }
 
 std::string quality_cells(const Quality& q, bool attention) {
-  std::string out = cell(number(q.bits, 4)) + cell(with_ratio(q.k_mse, q.k_theory)) + cell(with_ratio(q.k_mse, q.k_bound)) + cell(number(q.k_cosine, 5)) +
-                    cell(with_ratio(q.v_mse, q.v_theory)) + cell(with_ratio(q.v_mse, q.v_bound)) + cell(number(q.v_cosine, 5));
+  std::string out = cell(number(q.bits, 4)) + cell(with_ratio(q.k_mse, q.k_theory)) + cell(with_ratio(q.k_mse, q.k_bound)) +
+                    cell(number(q.k_cosine, 5)) + cell(with_ratio(q.v_mse, q.v_theory)) + cell(with_ratio(q.v_mse, q.v_bound)) +
+                    cell(number(q.v_cosine, 5));
   if (!attention) return out;
-  return out + cell(number(q.logit_rmse_centred)) + cell(number(q.logit_max)) + cell(number(q.kl_mean)) + cell(number(q.kl_median)) + cell(number(q.kl_p99)) +
-         cell(number(q.kl_max)) + cell(percent(q.top1)) + cell(percent(q.top8)) + cell(number(q.output_mse)) + cell(number(q.output_error)) +
-         cell(number(q.output_cosine, 5));
+  return out + cell(number(q.logit_rmse_centred)) + cell(number(q.logit_max)) + cell(number(q.kl_mean)) + cell(number(q.kl_median)) +
+         cell(number(q.kl_p99)) + cell(number(q.kl_max)) + cell(percent(q.top1)) + cell(percent(q.top8)) + cell(number(q.output_mse)) +
+         cell(number(q.output_error)) + cell(number(q.output_cosine, 5));
 }
 
 std::vector<std::pair<const char*, const char*>> quality_columns(const char* first, bool attention) {
-  std::vector<std::pair<const char*, const char*>> columns{{first, ""},
-                                                           {"bits", "effective bits a value, everything counted"},
-                                                           {"K error / theory", "relative squared error of K, and how many times the theory's"},
-                                                           {"/ bound", "the same against Shannon's bound 4^-bits at K's effective bits"},
-                                                           {"K cos", "mean cosine"},
-                                                           {"V error / theory", "relative squared error of V, and how many times the theory's"},
-                                                           {"/ bound", "the same against Shannon's bound 4^-bits at V's effective bits"},
-                                                           {"V cos", "mean cosine"}};
+  std::vector<std::pair<const char*, const char*>> columns{
+      {first, ""},
+      {"bits", "effective bits a value, everything counted"},
+      {"K error / theory", "relative squared error of K, and how many times the theory's"},
+      {"/ bound", "the same against Shannon's bound 4^-bits at K's effective bits"},
+      {"K cos", "mean cosine"},
+      {"V error / theory", "relative squared error of V, and how many times the theory's"},
+      {"/ bound", "the same against Shannon's bound 4^-bits at V's effective bits"},
+      {"V cos", "mean cosine"}};
   if (attention) {
-    for (const char* name : {"logit_rmse_centred", "logit_max", "kl_mean", "kl_median", "kl_p99", "kl_max", "top1", "top8", "output_mse", "output_error", "output_cosine"}) {
+    for (const char* name : {"logit_rmse_centred", "logit_max", "kl_mean", "kl_median", "kl_p99", "kl_max", "top1", "top8", "output_mse",
+                             "output_error", "output_cosine"}) {
       const MetricInfo& info = metric_info(name);
       columns.emplace_back(info.title, info.help);
     }
@@ -100,11 +105,14 @@ std::string summary_table(const Report& report) {
 std::string layer_tables(const Report& report) {
   std::string out;
   for (const CodecReport& codec : report.codecs) {
-    out += "<details><summary>" + escape(codec.name) + "</summary><div class=\"card scroll\"><table>" + header(quality_columns("layer / head", report.has_attention)) + "<tbody>";
+    out += "<details><summary>" + escape(codec.name) + "</summary><div class=\"card scroll\"><table>" +
+           header(quality_columns("layer / head", report.has_attention)) + "<tbody>";
     for (const LayerQuality& layer : codec.layers) {
-      out += "<tr class=\"own\"><td>layer " + std::to_string(layer.layer) + "</td>" + quality_cells(layer.quality, report.has_attention) + "</tr>";
+      out += "<tr class=\"own\"><td>layer " + std::to_string(layer.layer) + "</td>" + quality_cells(layer.quality, report.has_attention) +
+             "</tr>";
       for (const HeadQuality& head : codec.heads) {
-        if (head.layer == layer.layer) out += "<tr><td>&emsp;head " + std::to_string(head.head) + "</td>" + quality_cells(head.quality, report.has_attention) + "</tr>";
+        if (head.layer == layer.layer)
+          out += "<tr><td>&emsp;head " + std::to_string(head.head) + "</td>" + quality_cells(head.quality, report.has_attention) + "</tr>";
       }
     }
     out += "</tbody></table></div></details>";
@@ -113,10 +121,12 @@ std::string layer_tables(const Report& report) {
 }
 
 std::string sources_table(const Report& report) {
-  std::string out = "<div class=\"card scroll\"><table><thead><tr><th>codec</th><th class=\"text\">what is stored</th><th class=\"text\">source</th></tr></thead><tbody>";
+  std::string out =
+      "<div class=\"card scroll\"><table><thead><tr><th>codec</th><th class=\"text\">what is stored</th><th "
+      "class=\"text\">source</th></tr></thead><tbody>";
   for (const CodecReport& codec : report.codecs) {
-    out += "<tr" + row_class(codec) + "><td>" + escape(codec.name) + "</td><td class=\"text\">" + escape(codec.description) + "</td><td class=\"text\">" +
-           escape(codec.source) + "</td></tr>";
+    out += "<tr" + row_class(codec) + "><td>" + escape(codec.name) + "</td><td class=\"text\">" + escape(codec.description) +
+           "</td><td class=\"text\">" + escape(codec.source) + "</td></tr>";
   }
   return out + "</tbody></table></div>";
 }
@@ -133,20 +143,27 @@ std::string uniform_text(const char* program, const UniformChoice& u) {
 }
 
 std::string recommendation_section(const Recommendation& r) {
-  std::string out = "<h2>Recommendation</h2><p>The cheapest codecs whose attention output keeps a relative squared error of at most " + number(r.max_error) +
-                    " in every layer, measured layer by layer on this dump. Attention error ranks codecs only roughly: confirm with the model's own loss.</p><div class=\"grid\"><div class=\"card\">" +
-                    uniform_text("tq4, one codec", r.tq4) + uniform_text("vLLM", r.vllm) + "<p class=\"muted\">vLLM's TurboQuant presets may keep the first and last layers in fp16 by themselves.</p></div>";
+  std::string out = "<h2>Recommendation</h2><p>The cheapest codecs whose attention output keeps a relative squared error of at most " +
+                    number(r.max_error) +
+                    " in every layer, measured layer by layer on this dump. Attention error ranks codecs only roughly: confirm with the "
+                    "model's own loss.</p><div class=\"grid\"><div class=\"card\">" +
+                    uniform_text("tq4, one codec", r.tq4) + uniform_text("vLLM", r.vllm) +
+                    "<p class=\"muted\">vLLM's TurboQuant presets may keep the first and last layers in fp16 by themselves.</p></div>";
   out += "<div class=\"card scroll\"><table><thead><tr><th>layer</th><th>codec</th><th>bits</th><th>output error</th></tr></thead><tbody>";
   for (const LayerChoice& c : r.layers) {
-    out += "<tr><td>" + std::to_string(c.layer) + "</td><td>" + escape(c.codec) + "</td>" + cell(number(c.bits, 4)) + cell(number(c.output_mse)) + "</tr>";
+    out += "<tr><td>" + std::to_string(c.layer) + "</td><td>" + escape(c.codec) + "</td>" + cell(number(c.bits, 4)) +
+           cell(number(c.output_mse)) + "</tr>";
   }
   return out + "<tr><td>mean</td><td></td>" + cell(number(r.bits, 4)) + "<td></td></tr></tbody></table></div></div>";
 }
 
 std::string plots(const Report& report) {
-  std::string out = "<h2>Error against bits</h2><p class=\"key muted\"><span><i style=\"background:var(--own)\"></i>tq4</span><span><i style=\"background:var(--cal)\"></i>tq4, calibrated</span>"
-                    "<span><i style=\"background:var(--other-dot)\"></i>others</span>Bits count scales, zeros, centres and exact tokens. Calibrated keys spend their error where queries do not look: "
-                    "judge them by output and KL.</p><div class=\"grid\">";
+  std::string out =
+      "<h2>Error against bits</h2><p class=\"key muted\"><span><i style=\"background:var(--own)\"></i>tq4</span><span><i "
+      "style=\"background:var(--cal)\"></i>tq4, calibrated</span>"
+      "<span><i style=\"background:var(--other-dot)\"></i>others</span>Bits count scales, zeros, centres and exact tokens. Calibrated keys "
+      "spend their error where queries do not look: "
+      "judge them by output and KL.</p><div class=\"grid\">";
   const int dim = report.dump.layers.front().head_dim;
   const auto card = [&out](const std::string& svg) { out += "<div class=\"card\">" + svg + "</div>"; };
   card(eval::plot_against_bits(report, &Quality::k_bits, &Quality::k_mse, "Keys", dim));
@@ -179,11 +196,13 @@ std::string intro(const Report& report) {
     heads = std::max(heads, layer.num_kv_heads);
     q_heads = std::max(q_heads, layer.num_q_heads);
   }
-  std::string out = "<h1>What quantizing this KV cache costs</h1><p class=\"muted\">" + escape(dump.model.empty() ? "unnamed model" : dump.model) + " &middot; " +
-                    escape(dump.path.substr(dump.path.find_last_of('/') + 1)) + (dump.source.empty() ? "" : " &middot; " + escape(dump.source)) + "<br>" +
-                    std::to_string(dump.layers.size()) + " layers, " + std::to_string(heads) + " kv heads, " + std::to_string(q_heads) + " query heads, head_dim " +
-                    std::to_string(dump.layers.front().head_dim) + ", " + std::to_string(tokens) + " tokens, " + (dump.causal ? "causal" : "not causal") + ", " +
-                    std::to_string(report.queries) + " queries a codec &middot; " + number(report.seconds, 3) + " s</p>";
+  std::string out =
+      "<h1>What quantizing this KV cache costs</h1><p class=\"muted\">" + escape(dump.model.empty() ? "unnamed model" : dump.model) +
+      " &middot; " + escape(dump.path.substr(dump.path.find_last_of('/') + 1)) +
+      (dump.source.empty() ? "" : " &middot; " + escape(dump.source)) + "<br>" + std::to_string(dump.layers.size()) + " layers, " +
+      std::to_string(heads) + " kv heads, " + std::to_string(q_heads) + " query heads, head_dim " +
+      std::to_string(dump.layers.front().head_dim) + ", " + std::to_string(tokens) + " tokens, " + (dump.causal ? "causal" : "not causal") +
+      ", " + std::to_string(report.queries) + " queries a codec &middot; " + number(report.seconds, 3) + " s</p>";
   for (const std::string& note : report.notes) out += "<div class=\"note\">" + escape(note) + "</div>";
   return out;
 }
@@ -191,11 +210,17 @@ std::string intro(const Report& report) {
 }  // namespace
 
 std::string to_html(const Report& report, const Recommendation* recommendation, std::string_view producer) {
-  std::string out = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">"
-                    "<title>KV cache quality: " + escape(report.dump.model.empty() ? report.dump.path : report.dump.model) + "</title><style>" + std::string(kStyle) + "</style></head><body><main>";
+  std::string out =
+      "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+      "content=\"width=device-width,initial-scale=1\">"
+      "<title>KV cache quality: " +
+      escape(report.dump.model.empty() ? report.dump.path : report.dump.model) + "</title><style>" + std::string(kStyle) +
+      "</style></head><body><main>";
   out += intro(report);
   out += "<h2>All layers</h2>" + summary_table(report);
-  out += "<p class=\"muted\">Relative errors and bits are means over heads; KL, shares, cosines and logit errors are over all queries. Hover a column for its meaning.</p>";
+  out +=
+      "<p class=\"muted\">Relative errors and bits are means over heads; KL, shares, cosines and logit errors are over all queries. Hover "
+      "a column for its meaning.</p>";
   if (recommendation != nullptr) out += recommendation_section(*recommendation);
   out += plots(report);
   out += "<h2>Each layer and head</h2>" + layer_tables(report);

@@ -15,8 +15,13 @@ json quality_json(const Quality& q) {
 }
 
 json codec_json(const CodecReport& codec) {
-  json j{{"codec", codec.name},           {"description", codec.description}, {"source", codec.source}, {"own", codec.own},
-         {"calibrated", codec.calibrated}, {"matrix_bytes", codec.matrix_bytes}, {"total", quality_json(codec.total)}};
+  json j{{"codec", codec.name},
+         {"description", codec.description},
+         {"source", codec.source},
+         {"own", codec.own},
+         {"calibrated", codec.calibrated},
+         {"matrix_bytes", codec.matrix_bytes},
+         {"total", quality_json(codec.total)}};
   json& layers = j["layers"] = json::array();
   for (const LayerQuality& layer : codec.layers) {
     layers.push_back(quality_json(layer.quality));
@@ -36,9 +41,11 @@ json uniform_json(const UniformChoice& u) {
 }
 
 json recommendation_json(const Recommendation& r) {
-  json j{{"max_error", r.max_error}, {"metric", "output_mse"}, {"bits", r.bits}, {"tq4", uniform_json(r.tq4)}, {"vllm", uniform_json(r.vllm)}};
+  json j{
+      {"max_error", r.max_error}, {"metric", "output_mse"}, {"bits", r.bits}, {"tq4", uniform_json(r.tq4)}, {"vllm", uniform_json(r.vllm)}};
   json& layers = j["layers"] = json::array();
-  for (const LayerChoice& c : r.layers) layers.push_back({{"layer", c.layer}, {"codec", c.codec}, {"bits", c.bits}, {"output_mse", c.output_mse}});
+  for (const LayerChoice& c : r.layers)
+    layers.push_back({{"layer", c.layer}, {"codec", c.codec}, {"bits", c.bits}, {"output_mse", c.output_mse}});
   json& candidates = j["candidates"] = json::array();
   for (const auto& c : r.candidates) candidates.push_back({{"codec", c.codec}, {"bits", c.bits}, {"output_mse", c.output_mse}});
   return j;
@@ -47,12 +54,18 @@ json recommendation_json(const Recommendation& r) {
 }  // namespace
 
 std::string to_json(const Report& report, const Recommendation* recommendation) {
-  json dump{{"path", report.dump.path},         {"format", report.dump.format}, {"model", report.dump.model},         {"source", report.dump.source},
-            {"sm_scale", report.dump.sm_scale}, {"causal", report.dump.causal}, {"queries", report.queries}};
+  json dump{{"path", report.dump.path},     {"format", report.dump.format},     {"model", report.dump.model},
+            {"source", report.dump.source}, {"sm_scale", report.dump.sm_scale}, {"causal", report.dump.causal},
+            {"queries", report.queries}};
   json& layers = dump["layers"] = json::array();
   for (const LayerInfo& l : report.dump.layers) {
-    layers.push_back({{"layer", l.layer},     {"kv_heads", l.num_kv_heads}, {"q_heads", l.num_q_heads},        {"head_dim", l.head_dim},
-                      {"tokens", l.tokens},   {"q_tokens", l.q_tokens},     {"sliding_window", l.sliding_window}});
+    layers.push_back({{"layer", l.layer},
+                      {"kv_heads", l.num_kv_heads},
+                      {"q_heads", l.num_q_heads},
+                      {"head_dim", l.head_dim},
+                      {"tokens", l.tokens},
+                      {"q_tokens", l.q_tokens},
+                      {"sliding_window", l.sliding_window}});
   }
   json j{{"dump", std::move(dump)}, {"notes", report.notes}, {"seconds", report.seconds}};
   json& codecs = j["codecs"] = json::array();

@@ -22,8 +22,8 @@ std::vector<float> read_rows(Dump& dump, std::size_t layer_index, Tensor tensor,
   if (bad != rows.end()) {
     const std::int64_t at = bad - rows.begin();
     throw Error(ErrorCode::BadInput,
-                std::string(std::isnan(*bad) ? "NaN" : "infinity") + " at head " + std::to_string(head) + ", token " + std::to_string(at / dim) +
-                    ", coordinate " + std::to_string(at % dim) + "; leave the layer out with --layers",
+                std::string(std::isnan(*bad) ? "NaN" : "infinity") + " at head " + std::to_string(head) + ", token " +
+                    std::to_string(at / dim) + ", coordinate " + std::to_string(at % dim) + "; leave the layer out with --layers",
                 "layer " + std::to_string(layer.layer) + " " + name);
   }
   return rows;
@@ -48,7 +48,8 @@ HeadData load_head(Dump& dump, std::size_t layer_index, int head, std::int64_t m
   const auto dim = static_cast<std::size_t>(layer.head_dim);
   for (int g = 0; g < data.q_heads; ++g) {
     const std::vector<float> q = read_rows(dump, layer_index, Tensor::Q, layer.q_dtype, head * data.q_heads + g, all, layer.head_dim);
-    for (const std::int64_t row : rows) data.q.insert(data.q.end(), q.begin() + row * layer.head_dim, q.begin() + row * layer.head_dim + static_cast<std::ptrdiff_t>(dim));
+    for (const std::int64_t row : rows)
+      data.q.insert(data.q.end(), q.begin() + row * layer.head_dim, q.begin() + row * layer.head_dim + static_cast<std::ptrdiff_t>(dim));
   }
   return data;
 }

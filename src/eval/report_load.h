@@ -11,8 +11,8 @@
 namespace tq4::eval {
 
 struct HeadData {
-  std::vector<float> k, v;               ///< [tokens, dim]
-  std::vector<float> q;                  ///< [q_heads, q_positions.size(), dim]
+  std::vector<float> k, v;  ///< [tokens, dim]
+  std::vector<float> q;     ///< [q_heads, q_positions.size(), dim]
   std::vector<std::int64_t> q_positions;
   int q_heads = 0;
 };

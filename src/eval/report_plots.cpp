@@ -45,17 +45,19 @@ std::vector<double> ticks(const Axis& axis) {
   }
   const double rough = (axis.hi - axis.lo) / 7, power = std::pow(10.0, std::floor(std::log10(rough)));
   const double step = power * (rough / power < 1.5 ? 1 : rough / power < 3.5 ? 2 : rough / power < 7.5 ? 5 : 10);
-  for (double value = std::ceil(axis.lo / step) * step; value <= axis.hi + step * 1e-9; value += step) out.push_back(std::fabs(value) < step * 1e-9 ? 0 : value);
+  for (double value = std::ceil(axis.lo / step) * step; value <= axis.hi + step * 1e-9; value += step)
+    out.push_back(std::fabs(value) < step * 1e-9 ? 0 : value);
   return out;
 }
 
 std::string text(double x, double y, std::string_view content, std::string_view classes, std::string_view anchor = "start") {
-  return "<text x=\"" + px(x) + "\" y=\"" + px(y) + "\" class=\"" + std::string(classes) + "\" text-anchor=\"" + std::string(anchor) + "\">" +
-         escape(content) + "</text>";
+  return "<text x=\"" + px(x) + "\" y=\"" + px(y) + "\" class=\"" + std::string(classes) + "\" text-anchor=\"" + std::string(anchor) +
+         "\">" + escape(content) + "</text>";
 }
 
 std::string line(double x1, double y1, double x2, double y2, std::string_view classes) {
-  return "<line x1=\"" + px(x1) + "\" y1=\"" + px(y1) + "\" x2=\"" + px(x2) + "\" y2=\"" + px(y2) + "\" class=\"" + std::string(classes) + "\"/>";
+  return "<line x1=\"" + px(x1) + "\" y1=\"" + px(y1) + "\" x2=\"" + px(x2) + "\" y2=\"" + px(y2) + "\" class=\"" + std::string(classes) +
+         "\"/>";
 }
 
 std::string polyline(const std::vector<std::pair<double, double>>& points, std::string_view classes) {
@@ -81,7 +83,8 @@ std::string frame(const Axis& x, const Axis& y, std::string_view x_title, std::s
   out += line(x.from, y.from, x.to, y.from, "axis") + line(x.from, y.from, x.from, y.to, "axis");
   out += text((x.from + x.to) / 2, y.from + 36, x_title, "label", "middle");
   const double middle = (y.from + y.to) / 2;
-  out += "<text transform=\"translate(14 " + px(middle) + ") rotate(-90)\" class=\"label\" text-anchor=\"middle\">" + escape(y_title) + "</text>";
+  out += "<text transform=\"translate(14 " + px(middle) + ") rotate(-90)\" class=\"label\" text-anchor=\"middle\">" + escape(y_title) +
+         "</text>";
   return out;
 }
 
@@ -93,8 +96,16 @@ struct Box {
 /// Places a label beside a point where it covers neither labels nor points; false when there is no room.
 bool place_label(double x, double y, double width, std::vector<Box>& taken, const Box& area, double& at_x, double& at_y) {
   constexpr double kTall = 12;
-  const std::array<std::pair<double, double>, 10> offsets{{{8, 4},            {-8 - width, 4},   {-width / 2, -8},     {-width / 2, 17}, {8, -6},
-                                                           {8, 14},           {-8 - width, -6},  {-8 - width, 14},     {8, -16},         {8, 24}}};
+  const std::array<std::pair<double, double>, 10> offsets{{{8, 4},
+                                                           {-8 - width, 4},
+                                                           {-width / 2, -8},
+                                                           {-width / 2, 17},
+                                                           {8, -6},
+                                                           {8, 14},
+                                                           {-8 - width, -6},
+                                                           {-8 - width, 14},
+                                                           {8, -16},
+                                                           {8, 24}}};
   for (const auto& [dx, dy] : offsets) {
     const Box box{x + dx, y + dy - kTall + 3, x + dx + width, y + dy + 3};
     if (box.x0 < area.x0 || box.x1 > area.x1 || box.y0 < area.y0 || box.y1 > area.y1) continue;
@@ -191,7 +202,8 @@ std::string plot_against_bits(const Report& report, double Quality::*bits, doubl
   }
   // Own and calibrated codecs get their labels first.
   std::vector<const CodecReport*> order = shown;
-  std::stable_sort(order.begin(), order.end(), [](const CodecReport* a, const CodecReport* b) { return (a->own || a->calibrated) > (b->own || b->calibrated); });
+  std::stable_sort(order.begin(), order.end(),
+                   [](const CodecReport* a, const CodecReport* b) { return (a->own || a->calibrated) > (b->own || b->calibrated); });
   for (const CodecReport* codec : order) {
     const double cx = x(codec->total.*bits), cy = y(codec->total.*metric);
     out += "<circle cx=\"" + px(cx) + "\" cy=\"" + px(cy) + "\" r=\"4\" class=\"" + std::string(point_class(*codec)) + "\"><title>" +
@@ -217,7 +229,8 @@ std::string plot_heat_map(const CodecReport& codec, double Quality::*metric, std
       hi = std::max(hi, value);
     }
   }
-  const double cell_w = std::clamp(400.0 / static_cast<double>(heads.size()), 14.0, 64.0), cell_h = std::clamp(600.0 / static_cast<double>(cells.size()), 14.0, 30.0);
+  const double cell_w = std::clamp(400.0 / static_cast<double>(heads.size()), 14.0, 64.0),
+               cell_h = std::clamp(600.0 / static_cast<double>(cells.size()), 14.0, 30.0);
   const double width = std::max(280.0, kLeft + cell_w * static_cast<double>(heads.size()) + 20);
   const double height = kTop + 18 + cell_h * static_cast<double>(cells.size()) + 44;
   std::string out = open_svg(width, height, title);
@@ -235,23 +248,28 @@ std::string plot_heat_map(const CodecReport& codec, double Quality::*metric, std
       const double x = kLeft + cell_w * column++;
       const auto it = values.find(head);
       if (it == values.end() || std::isnan(it->second)) continue;
-      const int percent = it->second > 0 && std::isfinite(it->second) ? static_cast<int>(std::lround(100 * std::log(it->second / lo) / span)) : 0;
+      const int percent =
+          it->second > 0 && std::isfinite(it->second) ? static_cast<int>(std::lround(100 * std::log(it->second / lo) / span)) : 0;
       out += "<rect x=\"" + px(x + 1) + "\" y=\"" + px(y + 1) + "\" width=\"" + px(cell_w - 2) + "\" height=\"" + px(cell_h - 2) +
-             "\" rx=\"2\" style=\"fill:color-mix(in oklab,var(--heat-high) " + std::to_string(percent) + "%,var(--heat-low))\"><title>layer " +
-             std::to_string(layer) + " head " + std::to_string(head) + ": " + number(it->second) + "</title></rect>";
-      if (cell_w >= 40) out += text(x + cell_w / 2, y + cell_h / 2 + 4, number(it->second, 2), percent > 55 ? "cell high" : "cell", "middle");
+             "\" rx=\"2\" style=\"fill:color-mix(in oklab,var(--heat-high) " + std::to_string(percent) +
+             "%,var(--heat-low))\"><title>layer " + std::to_string(layer) + " head " + std::to_string(head) + ": " + number(it->second) +
+             "</title></rect>";
+      if (cell_w >= 40)
+        out += text(x + cell_w / 2, y + cell_h / 2 + 4, number(it->second, 2), percent > 55 ? "cell high" : "cell", "middle");
     }
   }
   const double y = kTop + 18 + cell_h * row + 14;
   for (int i = 0; i < 20; ++i) {
-    out += "<rect x=\"" + px(kLeft + 6.0 * i) + "\" y=\"" + px(y) + "\" width=\"6.2\" height=\"8\" style=\"fill:color-mix(in oklab,var(--heat-high) " +
-           std::to_string(i * 100 / 19) + "%,var(--heat-low))\"/>";
+    out += "<rect x=\"" + px(kLeft + 6.0 * i) + "\" y=\"" + px(y) +
+           "\" width=\"6.2\" height=\"8\" style=\"fill:color-mix(in oklab,var(--heat-high) " + std::to_string(i * 100 / 19) +
+           "%,var(--heat-low))\"/>";
   }
   return out + text(kLeft, y + 22, number(lo), "tick") + text(kLeft + 120, y + 22, number(hi), "tick", "end") + "</svg>";
 }
 
 std::string plot_scatter(const ReportSamples& s) {
-  const std::string title = "Logits of layer " + std::to_string(s.scatter_layer) + ", kv head " + std::to_string(s.scatter_head) + ", " + s.scatter_codec;
+  const std::string title =
+      "Logits of layer " + std::to_string(s.scatter_layer) + ", kv head " + std::to_string(s.scatter_head) + ", " + s.scatter_codec;
   std::string out = open_svg(kWidth, kHeight, title);
   if (s.exact_logits.empty()) return out + text(kWidth / 2, kHeight / 2, "no queries in this dump", "label", "middle") + "</svg>";
   double lo = INFINITY, hi = -INFINITY;
@@ -270,9 +288,11 @@ std::string plot_scatter(const ReportSamples& s) {
 }
 
 std::string plot_histogram(const ReportSamples& s) {
-  std::string out = open_svg(kWidth, kHeight, "Rotated coordinates of " + (s.histogram_codec.empty() ? std::string("no codec here") : s.histogram_codec) +
-                                                  " against its codebook's density");
-  if (s.k_density.empty() && s.v_density.empty()) return out + text(kWidth / 2, kHeight / 2, "nothing that is rotated", "label", "middle") + "</svg>";
+  std::string out = open_svg(kWidth, kHeight,
+                             "Rotated coordinates of " + (s.histogram_codec.empty() ? std::string("no codec here") : s.histogram_codec) +
+                                 " against its codebook's density");
+  if (s.k_density.empty() && s.v_density.empty())
+    return out + text(kWidth / 2, kHeight / 2, "nothing that is rotated", "label", "middle") + "</svg>";
   double top = 0.45;
   for (const std::vector<double>* values : {&s.k_density, &s.v_density}) {
     for (const double v : *values) top = std::max(top, v * 1.08);
@@ -295,9 +315,12 @@ std::string plot_histogram(const ReportSamples& s) {
   if (!s.v_density.empty()) out += polyline(steps(s.v_density), "series-v");
   const double legend = kWidth - kRight - 150;
   out += line(legend, kTop + 12, legend + 22, kTop + 12, "model") + text(legend + 28, kTop + 16, "codebook's density", "tick");
-  if (!s.k_density.empty()) out += line(legend, kTop + 28, legend + 22, kTop + 28, "series-k") + text(legend + 28, kTop + 32, "keys", "tick");
-  if (!s.v_density.empty()) out += line(legend, kTop + 44, legend + 22, kTop + 44, "series-v") + text(legend + 28, kTop + 48, "values", "tick");
-  if (!s.k_boundaries.empty()) out += line(legend + 11, kTop + 55, legend + 11, kTop + 64, "boundary") + text(legend + 28, kTop + 64, "boundaries", "tick");
+  if (!s.k_density.empty())
+    out += line(legend, kTop + 28, legend + 22, kTop + 28, "series-k") + text(legend + 28, kTop + 32, "keys", "tick");
+  if (!s.v_density.empty())
+    out += line(legend, kTop + 44, legend + 22, kTop + 44, "series-v") + text(legend + 28, kTop + 48, "values", "tick");
+  if (!s.k_boundaries.empty())
+    out += line(legend + 11, kTop + 55, legend + 11, kTop + 64, "boundary") + text(legend + 28, kTop + 64, "boundaries", "tick");
   return out + "</svg>";
 }
 

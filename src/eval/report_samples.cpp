@@ -11,7 +11,7 @@ namespace tq4::eval {
 namespace {
 
 constexpr int kBins = 120;
-constexpr double kRange = 5;              ///< bins cover -5..5 standard deviations
+constexpr double kRange = 5;  ///< bins cover -5..5 standard deviations
 constexpr std::int64_t kVectorsPerHead = 64;
 constexpr std::int64_t kScatterPoints = 1500;
 
@@ -74,7 +74,8 @@ void SampleCollector::add_side(const LayerInfo& layer, int head, Side side, cons
     if (transform.rope_mu != nullptr) return;  // its centre turns with the position: the plain picture would mislead
     const float* matrix = transform.forward != nullptr ? transform.forward : rotation.matrix.data();
     for (int i = 0; i < dim; ++i) {
-      centred[static_cast<std::size_t>(i)] = x[static_cast<std::size_t>(t * dim + i)] - (transform.centre != nullptr ? transform.centre[i] : 0.0f);
+      centred[static_cast<std::size_t>(i)] =
+          x[static_cast<std::size_t>(t * dim + i)] - (transform.centre != nullptr ? transform.centre[i] : 0.0f);
     }
     double norm = 0;
     for (int i = 0; i < dim; ++i) {

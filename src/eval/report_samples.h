@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "eval/report_load.h"
-#include "tq4/rotation.h"
 #include "tq4/report.h"
+#include "tq4/rotation.h"
 
 namespace tq4::eval {
 
@@ -19,7 +19,8 @@ class SampleCollector {
   /// Adds rotated coordinates of some of the head's K and V to the histograms.
   void add_vectors(const LayerInfo& layer, int head, const HeadData& data);
   /// Takes the scatter when this is the head and the batch (codecs from `first` on) holds the codec.
-  void add_logits(const AttentionProblem& problem, const LayerInfo& layer, int head, std::size_t first, const std::vector<Reconstruction>& batch);
+  void add_logits(const AttentionProblem& problem, const LayerInfo& layer, int head, std::size_t first,
+                  const std::vector<Reconstruction>& batch);
   ReportSamples finish();
 
  private:

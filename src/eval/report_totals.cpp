@@ -12,7 +12,8 @@ namespace tq4 {
 
 const std::vector<MetricInfo>& metric_infos() {
   static const std::vector<MetricInfo> infos{
-      {"bits", "bits", "effective bits a value, K and V together: codes, scales, zeros, centres, outliers, tokens kept in fp16", &Quality::bits},
+      {"bits", "bits", "effective bits a value, K and V together: codes, scales, zeros, centres, outliers, tokens kept in fp16",
+       &Quality::bits},
       {"k_bits", "K bits", "effective bits a value of K", &Quality::k_bits},
       {"v_bits", "V bits", "effective bits a value of V", &Quality::v_bits},
       {"k_mse", "K error", "relative squared error of K", &Quality::k_mse},
@@ -24,7 +25,8 @@ const std::vector<MetricInfo>& metric_infos() {
       {"k_cosine", "K cos", "mean cosine of K and its reconstruction", &Quality::k_cosine},
       {"v_cosine", "V cos", "mean cosine of V and its reconstruction", &Quality::v_cosine},
       {"logit_rmse", "logit rmse", "root mean squared error of the attention logits, nats", &Quality::logit_rmse},
-      {"logit_rmse_centred", "logit rmse*", "the same less each query's mean error, which the softmax does not see", &Quality::logit_rmse_centred},
+      {"logit_rmse_centred", "logit rmse*", "the same less each query's mean error, which the softmax does not see",
+       &Quality::logit_rmse_centred},
       {"logit_max", "logit max", "largest error of a logit, nats", &Quality::logit_max},
       {"logit_mse", "logit error", "centred squared error over the variance of the logits", &Quality::logit_mse},
       {"kl_mean", "KL mean", "mean KL divergence of the softmax from the exact one, nats", &Quality::kl_mean},
@@ -134,7 +136,8 @@ void note_odd_layers(Report& report) {
     if (head.v.vectors > 0 && head.v.energy == 0) report.notes.push_back(where + ": all values are zero");
     const AttentionError& a = head.attention;
     if (a.queries > 1 && head.k.energy > 0 && a.logit_energy <= 1e-10 * static_cast<double>(a.logits)) {
-      report.notes.push_back(where + ": keys do not differ (all logits of a query are equal): top-1, top-8 and relative logit errors mean nothing there");
+      report.notes.push_back(
+          where + ": keys do not differ (all logits of a query are equal): top-1, top-8 and relative logit errors mean nothing there");
     }
   }
 }

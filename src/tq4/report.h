@@ -20,12 +20,12 @@
 namespace tq4 {
 
 struct EvalOptions {
-  std::optional<std::vector<int>> layers;  ///< by number; none = all
-  std::optional<std::vector<int>> heads;   ///< kv heads; none = all
-  std::int64_t max_queries = 4096;         ///< a query head; where the dump has more, evenly spaced ones; 0 = all
-  int threads = 0;                         ///< 0 = all cores. Results do not depend on it
+  std::optional<std::vector<int>> layers;           ///< by number; none = all
+  std::optional<std::vector<int>> heads;            ///< kv heads; none = all
+  std::int64_t max_queries = 4096;                  ///< a query head; where the dump has more, evenly spaced ones; 0 = all
+  int threads = 0;                                  ///< 0 = all cores. Results do not depend on it
   std::size_t memory_bytes = std::size_t{1} << 30;  ///< codecs are measured in batches whose reconstructions fit (at least one)
-  std::function<bool(double)> progress;    ///< share done; returning false stops with Interrupted
+  std::function<bool(double)> progress;             ///< share done; returning false stops with Interrupted
 };
 
 /// The numbers of a head, a layer or a whole dump. Of a layer or dump: relative errors and bits are means over its heads, logit errors,
@@ -40,11 +40,11 @@ struct Quality {
   double logit_rmse = kNone;          ///< nats
   double logit_rmse_centred = kNone;  ///< after each query's mean error, which the softmax does not see, is taken out
   double logit_max = kNone;
-  double logit_mse = kNone;           ///< centred, relative to the logits' variance
+  double logit_mse = kNone;                                                   ///< centred, relative to the logits' variance
   double kl_mean = kNone, kl_median = kNone, kl_p99 = kNone, kl_max = kNone;  ///< nats
-  double top1 = kNone, top8 = kNone;  ///< shares of queries (of keys) that stay
-  double output_mse = kNone;          ///< relative squared error of the attention output
-  double output_error = kNone;        ///< its square root
+  double top1 = kNone, top8 = kNone;                                          ///< shares of queries (of keys) that stay
+  double output_mse = kNone;                                                  ///< relative squared error of the attention output
+  double output_error = kNone;                                                ///< its square root
   double output_cosine = kNone;
 };
 
@@ -53,7 +53,7 @@ struct MetricInfo {
   const char* name;
   const char* title;
   const char* help;
-  double Quality::* value;
+  double Quality::*value;
 };
 const std::vector<MetricInfo>& metric_infos();
 /// Throws Usage naming the metrics there are.
@@ -61,7 +61,7 @@ const MetricInfo& metric_info(std::string_view name);
 
 struct HeadQuality {
   int layer = 0;
-  int head = 0;   ///< kv head
+  int head = 0;  ///< kv head
   Quality quality;
   // What totals are made of.
   VectorError k, v;
@@ -74,7 +74,7 @@ struct LayerQuality {
 };
 struct CodecReport {
   std::string name, description, source;
-  bool own = false;         ///< one of tq4's codecs with tq4's tables, not a peer's
+  bool own = false;  ///< one of tq4's codecs with tq4's tables, not a peer's
   bool calibrated = false;
   std::vector<HeadQuality> heads;
   std::vector<LayerQuality> layers;
@@ -89,17 +89,17 @@ struct ReportSamples {
   std::vector<float> exact_logits, approx_logits;
   std::string histogram_codec;
   int histogram_dim = 0;
-  std::vector<double> bin_centres;            ///< of coordinate * sqrt(dim) of a rotated unit vector
+  std::vector<double> bin_centres;  ///< of coordinate * sqrt(dim) of a rotated unit vector
   std::vector<double> k_density, v_density, model_density;
-  std::vector<double> k_boundaries;           ///< the codebook's, same units
+  std::vector<double> k_boundaries;  ///< the codebook's, same units
 };
 
 struct Report {
-  DumpInfo dump;                         ///< layers as measured
-  std::vector<std::string> notes;        ///< what was left out, and why
-  std::int64_t queries = 0;              ///< a codec, all heads together
+  DumpInfo dump;                   ///< layers as measured
+  std::vector<std::string> notes;  ///< what was left out, and why
+  std::int64_t queries = 0;        ///< a codec, all heads together
   bool has_attention = false;
-  std::vector<CodecReport> codecs;       ///< in the order given
+  std::vector<CodecReport> codecs;  ///< in the order given
   ReportSamples samples;
   double seconds = 0;
 };
@@ -111,10 +111,10 @@ Report evaluate(Dump& dump, const std::vector<std::shared_ptr<const Compressor>>
 // ---- recommendation ---------------------------------------------------------------------------------------------------------------------
 
 struct RecommendOptions {
-  double max_error = 0.05;                 ///< relative squared error of the attention output that every layer must hold
-  CodecSpec base;                          ///< rotation, seed, scale rule, sinks and window of the candidates
+  double max_error = 0.05;                   ///< relative squared error of the attention output that every layer must hold
+  CodecSpec base;                            ///< rotation, seed, scale rule, sinks and window of the candidates
   const Calibration* calibration = nullptr;  ///< its transforms and centres apply to every candidate
-  std::int64_t queries = 256;              ///< a query head, evenly spaced
+  std::int64_t queries = 256;                ///< a query head, evenly spaced
   int threads = 0;
   std::optional<std::vector<int>> layers;
   std::function<bool(double)> progress;
@@ -142,7 +142,7 @@ struct Recommendation {
     std::string codec;
     std::vector<double> bits, output_mse;  ///< by layer
   };
-  std::vector<Candidate> candidates;       ///< all that was measured
+  std::vector<Candidate> candidates;  ///< all that was measured
 };
 /// Throws BadInput when the dump has no queries.
 Recommendation recommend(Dump& dump, const RecommendOptions& options);

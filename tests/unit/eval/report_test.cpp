@@ -224,7 +224,8 @@ TEST(Page, IsSelfContained) {
   for (const char* forbidden : {"http:", "https:", "<script", "<link", "@import", "url(", "<img", "random <&"}) {
     EXPECT_EQ(page.find(forbidden), std::string::npos) << forbidden;
   }
-  for (const char* needed : {"prefers-color-scheme:dark", "Shannon bound", "Recommendation", "--kv-cache-dtype", "random &lt;&amp;&quot;model&quot;&gt;", "kivi4", "arXiv 2402.02750"}) {
+  for (const char* needed : {"prefers-color-scheme:dark", "Shannon bound", "Recommendation", "--kv-cache-dtype",
+                             "random &lt;&amp;&quot;model&quot;&gt;", "kivi4", "arXiv 2402.02750"}) {
     EXPECT_NE(page.find(needed), std::string::npos) << needed;
   }
   std::size_t open = 0, close = 0;
