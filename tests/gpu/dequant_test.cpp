@@ -1,0 +1,187 @@
+// dequant and dequant_pages against Codec::decode: the same floats bit for bit in rotated space and, where no sine is involved, in original
+// space; fp16 and bf16 are those floats rounded.
+#include <cstring>
+
+#include "gpu/decode_harness.h"
+
+namespace tq4::gpu {
+namespace {
+
+TEST(Dequant, PlanesGiveTheFloatsOfTheCpu) {
+  TQ4_REQUIRE_DEVICE();
+  Random random(21);
+  struct Case {
+    const char* spec;
+    int dim;
+    CalibrationOptions calibration;
+  };
+  constexpr int kHeads = 2;
+  constexpr std::size_t kTokens = 301;
+  for (const Case& c : {Case{"tq4", 128, {}}, Case{"tq3", 96, {}}, Case{"tq2", 64, {}}, Case{"tq1", 80, {}}, Case{"tq6", 256, {}}, Case{"tq8", 512, {}},
+                        Case{"tq4-2d", 128, {}}, Case{"tq4-prod", 64, {}}, Case{"tq2.5", 128, {}}, Case{"k8v4", 128, {}}, Case{"fp16", 72, {}},
+                        Case{"vllm:4bit_nc", 128, {}}, Case{"vllm:3bit_nc", 96, {}}, Case{"tq4", 128, {true, true, false}}, Case{"tq4", 128, {true, true, true}}}) {
+    const CodecSpec spec = spec_from_name(c.spec);
+    const LayerCalibration calibration = made_up_calibration(spec, c.dim, kHeads, c.calibration, random);
+    const DeviceCodec codec(spec, c.dim, kHeads, &calibration);
+    const auto dim = static_cast<std::size_t>(c.dim);
+    const std::size_t rows = kTokens * kHeads;
+    const Values x = gaussian(rows * dim, DType::F16, random);
+    std::vector<std::int64_t> positions(kTokens);
+    for (std::size_t i = 0; i < kTokens; ++i) positions[i] = 50 + static_cast<std::int64_t>(i);
+    const Device<std::uint8_t> device_x(x.bytes);
+    const Device<std::int64_t> device_positions(positions);
+    for (const Side side : {Side::K, Side::V}) {
+      SCOPED_TRACE(std::string(c.spec) + " d" + std::to_string(c.dim) + (side == Side::K ? " K" : " V"));
+      const Codec& host = codec.host(side);
+      const Device<std::uint8_t> codes(rows * host.code_bytes()), signs(rows * dim / 8);
+      const Device<float> scale(rows), zero(rows), residual(rows);
+      EncodeParams e;
+      e.x = device_x.get();
+      e.n = kTokens;
+      e.heads = kHeads;
+      e.positions = device_positions.get();
+      e.out = {codes.get(), scale.get(), zero.get(), signs.get(), residual.get()};
+      encode(codec, side, e, nullptr);
+      const auto h_codes = codes.host(), h_signs = signs.host();
+      const auto h_scale = scale.host(), h_zero = zero.host(), h_residual = residual.host();
+      for (const bool rotated : {true, false}) {
+        std::vector<float> want(rows * dim);
+        for (std::size_t h = 0; h < kHeads; ++h) {
+          std::vector<std::uint8_t> hc, hs;
+          std::vector<float> sc, ze, re, values(kTokens * dim);
+          for (std::size_t t = 0; t < kTokens; ++t) {
+            const std::size_t at = t * kHeads + h;
+            hc.insert(hc.end(), h_codes.begin() + static_cast<std::ptrdiff_t>(at * host.code_bytes()), h_codes.begin() + static_cast<std::ptrdiff_t>((at + 1) * host.code_bytes()));
+            hs.insert(hs.end(), h_signs.begin() + static_cast<std::ptrdiff_t>(at * dim / 8), h_signs.begin() + static_cast<std::ptrdiff_t>((at + 1) * dim / 8));
+            sc.push_back(h_scale[at]), ze.push_back(h_zero[at]), re.push_back(h_residual[at]);
+          }
+          const EncodedIn in{hc.data(), sc.data(), ze.data(), hs.data(), re.data()};
+          if (rotated) {
+            host.decode_rotated(in, kTokens, values.data());
+          } else {
+            host.decode(in, kTokens, values.data(), head_transform(&calibration, side, static_cast<int>(h), 50));
+          }
+          for (std::size_t t = 0; t < kTokens; ++t) {
+            std::copy_n(values.begin() + static_cast<std::ptrdiff_t>(t * dim), dim, want.begin() + static_cast<std::ptrdiff_t>((t * kHeads + h) * dim));
+          }
+        }
+        for (const DType dtype : {DType::F32, DType::F16, DType::BF16}) {
+          const Device<std::uint8_t> out(rows * dim * dtype_size(dtype));
+          DequantParams p;
+          p.in = {codes.get(), scale.get(), zero.get(), signs.get(), residual.get()};
+          p.n = kTokens;
+          p.heads = kHeads;
+          p.out = out.get();
+          p.out_dtype = dtype;
+          p.rotated = rotated;
+          p.positions = device_positions.get();
+          dequant(codec, side, p, nullptr);
+          const std::vector<std::uint8_t> got = out.host();
+          if (c.calibration.rope && side == Side::K && !rotated) {
+            std::vector<float> values(rows * dim);
+            to_float(got.data(), dtype, values.size(), values.data());
+            for (std::size_t i = 0; i < values.size(); ++i) ASSERT_NEAR(values[i], want[i], dtype == DType::F32 ? 1e-5 : 0.05);
+          } else {
+            std::vector<std::uint8_t> bytes(got.size());
+            from_float(want.data(), want.size(), dtype, bytes.data());
+            EXPECT_TRUE(got == bytes) << dtype_name(dtype) << (rotated ? " rotated" : "");
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Dequant, HighNibbleFirst) {
+  TQ4_REQUIRE_DEVICE();
+  Random random(5);
+  for (const int dim : {64, 96, 128}) {
+    for (const char* name : {"turboquant-vllm", "turboquant-vllm-k3v2"}) {
+      const DeviceCodec codec(spec_from_name(name), dim, 1);
+      const Codec& host = codec.host(Side::K);
+      constexpr std::size_t kRows = 40;
+      const auto d = static_cast<std::size_t>(dim);
+      const int bits = host.spec().bits;
+      std::vector<std::uint8_t> nibbles(kRows * d / 2), packed(kRows * host.code_bytes());
+      for (std::size_t i = 0; i < kRows * d; ++i) {
+        const unsigned code = random() % (1u << bits);
+        nibbles[i / 2] = static_cast<std::uint8_t>(i % 2 == 0 ? (nibbles[i / 2] & 0x0f) | code << 4 : (nibbles[i / 2] & 0xf0) | code);
+        const std::size_t row = i / d, bit = i % d * static_cast<std::size_t>(bits);
+        for (int b = 0; b < bits; ++b) {
+          if (code >> b & 1) packed[row * host.code_bytes() + (bit + static_cast<std::size_t>(b)) / 8] |= static_cast<std::uint8_t>(1u << ((bit + static_cast<std::size_t>(b)) % 8));
+        }
+      }
+      std::vector<float> scale(kRows, 1.5f), want(kRows * d);
+      host.decode_rotated({packed.data(), scale.data(), nullptr, nullptr, nullptr}, kRows, want.data());
+      const Device<std::uint8_t> codes(nibbles);
+      const Device<float> device_scale(scale), out(kRows * d);
+      DequantParams p;
+      p.in = {codes.get(), device_scale.get(), nullptr, nullptr, nullptr};
+      p.n = kRows;
+      p.out = out.get();
+      p.out_dtype = DType::F32;
+      p.high_nibble_first = true;
+      dequant(codec, Side::K, p, nullptr);
+      EXPECT_EQ(out.host(), want) << name << " d" << dim;
+    }
+  }
+}
+
+TEST(DequantPages, GivesTheTokensOfABatch) {
+  TQ4_REQUIRE_DEVICE();
+  struct Case {
+    const char* spec;
+    LayoutKind kind;
+    int dim;
+    bool calibrated;
+  };
+  for (const Case& c : {Case{"tq4", LayoutKind::Native, 128, false}, Case{"k4v3", LayoutKind::Native, 64, true}, Case{"tq4", LayoutKind::Native, 96, false},
+                        Case{"fp16", LayoutKind::Native, 64, false}, Case{"turboquant-vllm", LayoutKind::TurboquantVllm, 128, false},
+                        Case{"vllm:3bit_nc", LayoutKind::Vllm, 128, false}, Case{"vllm:k8v4", LayoutKind::Vllm, 64, false}}) {
+    SCOPED_TRACE(std::string(c.spec) + " d" + std::to_string(c.dim));
+    DecodeCase d;
+    d.spec = c.spec;
+    d.kind = c.kind;
+    d.dim = c.dim;
+    d.lengths = {0, 5, 100, 33};
+    d.calibration = {c.calibrated, c.calibrated, false};
+    DecodeProblem problem(d, 6);
+    const auto& params = problem.params();
+    constexpr std::int64_t kMax = 128;
+    const std::size_t count = d.lengths.size() * static_cast<std::size_t>(d.kv_heads) * kMax * static_cast<std::size_t>(c.dim);
+    const Device<float> k(count), v(count);
+    for (const bool rotated : {true, false}) {
+      k.get();
+      DequantPagesParams p;
+      p.cache = params.cache;
+      p.block_table = params.block_table;
+      p.block_table_stride = params.block_table_stride;
+      p.seq_lens = params.seq_lens;
+      p.num_seqs = params.num_seqs;
+      p.max_seq_len = kMax;
+      p.k_out = k.get();
+      p.v_out = v.get();
+      p.out_dtype = DType::F32;
+      p.rotated = rotated;
+      dequant_pages(problem.codec(), p, nullptr);
+      const std::vector<float> got[2] = {k.host(), v.host()};
+      for (std::size_t s = 0; s < d.lengths.size(); ++s) {
+        const std::vector<float> want[2] = {problem.values(s, Side::K, rotated), problem.values(s, Side::V, rotated)};
+        for (std::size_t side = 0; side < 2; ++side) {
+          for (std::size_t h = 0; h < static_cast<std::size_t>(d.kv_heads); ++h) {
+            const std::size_t n = static_cast<std::size_t>(d.lengths[s]) * static_cast<std::size_t>(c.dim);
+            const float* from = got[side].data() + (s * static_cast<std::size_t>(d.kv_heads) + h) * kMax * static_cast<std::size_t>(c.dim);
+            EXPECT_TRUE(std::equal(from, from + n, want[side].begin() + static_cast<std::ptrdiff_t>(h * n))) << "sequence " << s << " side " << side << " head " << h;
+            // Rows from the length on are left alone.
+            std::uint32_t word = 0;
+            std::memcpy(&word, from + n, 4);
+            EXPECT_EQ(word, 0xa5a5a5a5u);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tq4::gpu

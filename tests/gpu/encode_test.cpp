@@ -1,0 +1,165 @@
+// encode against Codec::encode: the same bytes. The kernels repeat the reference's roundings one by one, so codes and scales must be equal bit
+// for bit; only centring before RoPE (sines of another library) may move a coordinate that lies next to a boundary, and is counted.
+#include <array>
+
+#include "gpu/gpu_test.h"
+
+namespace tq4::gpu {
+namespace {
+
+struct Case {
+  const char* spec;
+  int dim;
+  DType dtype;
+  CalibrationOptions calibration;
+};
+
+class Encode : public testing::TestWithParam<Case> {};
+
+TEST_P(Encode, GivesTheBytesOfTheCpu) {
+  TQ4_REQUIRE_DEVICE();
+  const Case& c = GetParam();
+  constexpr int kHeads = 3;
+  Random random(7);
+  const CodecSpec spec = spec_from_name(c.spec);
+  const LayerCalibration calibration = made_up_calibration(spec, c.dim, kHeads, c.calibration, random);
+  const DeviceCodec codec(spec, c.dim, kHeads, &calibration);
+  for (const int n : {1, 37, 3000}) {
+    if (n == 3000 && c.dim > 128) continue;
+    const std::size_t rows = static_cast<std::size_t>(n) * kHeads, dim = static_cast<std::size_t>(c.dim);
+    const Values x = gaussian(rows * dim, c.dtype, random);
+    std::vector<std::uint8_t> bytes = x.bytes;
+    if (n == 37) std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(5 * dim * dtype_size(c.dtype)), dim * dtype_size(c.dtype), std::uint8_t{0});  // a zero row
+    const Device<std::uint8_t> device_x(bytes);
+    std::vector<std::int64_t> positions(static_cast<std::size_t>(n));
+    for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = 1000 + static_cast<std::int64_t>(i);
+    const Device<std::int64_t> device_positions(positions);
+    for (const Side side : {Side::K, Side::V}) {
+      const Codec& host = codec.host(side);
+      const Device<std::uint8_t> codes(rows * host.code_bytes()), signs(rows * dim / 8);
+      const Device<float> scale(rows), zero(rows), residual(rows);
+      EncodeParams p;
+      p.x = device_x.get();
+      p.x_dtype = c.dtype;
+      p.n = n;
+      p.heads = kHeads;
+      p.positions = device_positions.get();
+      p.out = {codes.get(), scale.get(), zero.get(), signs.get(), residual.get()};
+      encode(codec, side, p, nullptr);
+      const std::vector<std::uint8_t> got = codes.host(), got_signs = signs.host();
+      const std::vector<float> got_scale = scale.host(), got_zero = zero.host(), got_residual = residual.host();
+
+      std::size_t differing_rows = 0, other_sums = 0;
+      for (int h = 0; h < kHeads; ++h) {
+        std::vector<std::uint8_t> head_bytes(static_cast<std::size_t>(n) * dim * dtype_size(c.dtype));
+        const std::size_t row_bytes = dim * dtype_size(c.dtype);
+        for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {
+          std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>((i * kHeads + static_cast<std::size_t>(h)) * row_bytes), row_bytes,
+                      head_bytes.begin() + static_cast<std::ptrdiff_t>(i * row_bytes));
+        }
+        const auto count = static_cast<std::size_t>(n);
+        std::vector<std::uint8_t> want(count * host.code_bytes()), want_signs(count * dim / 8);
+        std::vector<float> want_scale(count), want_zero(count), want_residual(count);
+        host.encode(head_bytes.data(), c.dtype, n, {want.data(), want_scale.data(), want_zero.data(), want_signs.data(), want_residual.data()},
+                    head_transform(&calibration, side, h, 1000));
+        for (std::size_t i = 0; i < count; ++i) {
+          const std::size_t at = i * kHeads + static_cast<std::size_t>(h);
+          const bool same = std::equal(want.begin() + static_cast<std::ptrdiff_t>(i * host.code_bytes()),
+                                       want.begin() + static_cast<std::ptrdiff_t>((i + 1) * host.code_bytes()),
+                                       got.begin() + static_cast<std::ptrdiff_t>(at * host.code_bytes()));
+          differing_rows += same ? 0 : 1;
+          if (host.has_scale()) other_sums += want_scale[i] == got_scale[at] ? 0 : 1;
+          if (host.has_zero()) other_sums += want_zero[i] == got_zero[at] ? 0 : 1;
+          if (host.has_signs()) {
+            other_sums += want_residual[i] == got_residual[at] ? 0 : 1;
+            for (std::size_t b = 0; b < dim / 8; ++b) other_sums += want_signs[i * dim / 8 + b] == got_signs[at * dim / 8 + b] ? 0 : 1;
+          }
+        }
+      }
+      const std::size_t allowed = c.calibration.rope && side == Side::K ? 1 + rows / 500 : 0;
+      EXPECT_LE(differing_rows, allowed) << c.spec << " n " << n << (side == Side::K ? " K" : " V");
+      EXPECT_LE(other_sums, allowed) << c.spec << " n " << n << (side == Side::K ? " K" : " V");
+    }
+  }
+}
+
+std::string case_name(const testing::TestParamInfo<Case>& info) {
+  std::string name = std::string(info.param.spec) + "_d" + std::to_string(info.param.dim) + "_" + std::string(dtype_name(info.param.dtype)) +
+                     (info.param.calibration.matrices ? "_matrices" : "") + (info.param.calibration.centres ? "_centres" : "") +
+                     (info.param.calibration.rope ? "_rope" : "");
+  for (char& ch : name) {
+    if (!std::isalnum(static_cast<unsigned char>(ch))) ch = '_';
+  }
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Codecs, Encode,
+    testing::Values(Case{"tq4", 128, DType::F16, {}}, Case{"tq4", 128, DType::BF16, {}}, Case{"tq4", 128, DType::F32, {}}, Case{"tq4", 64, DType::F16, {}},
+                    Case{"tq3", 96, DType::F16, {}}, Case{"tq2", 80, DType::F16, {}}, Case{"tq1", 72, DType::F16, {}}, Case{"tq5", 256, DType::F16, {}},
+                    Case{"tq8", 512, DType::F16, {}}, Case{"k4v3", 32, DType::F16, {}}, Case{"tq6", 128, DType::F16, {}}, Case{"tq7", 40, DType::BF16, {}},
+                    Case{"tq4-2d", 128, DType::F16, {}}, Case{"tq3-2d", 64, DType::F16, {}}, Case{"tq4-norm", 128, DType::F16, {}},
+                    Case{"tq4-prod", 128, DType::F16, {}}, Case{"tq3-prod", 64, DType::F16, {}}, Case{"tq2.5", 128, DType::F16, {}},
+                    Case{"tq3.5", 96, DType::F16, {}}, Case{"fp8", 128, DType::F16, {}}, Case{"fp16", 128, DType::BF16, {}}, Case{"k8v4", 128, DType::F16, {}},
+                    Case{"vllm:k8v4", 128, DType::F16, {}}, Case{"vllm:4bit_nc", 128, DType::F16, {}}, Case{"vllm:k3v4_nc", 64, DType::F16, {}},
+                    Case{"vllm:3bit_nc", 256, DType::F16, {}}, Case{"turboquant-vllm", 128, DType::F16, {}}, Case{"turboquant-vllm-k3v4", 96, DType::F16, {}},
+                    Case{"tq4", 128, DType::F16, {true, true, false}}, Case{"tq4-2d", 64, DType::BF16, {true, true, false}},
+                    Case{"tq4", 128, DType::F16, {false, false, true}}, Case{"tq3", 64, DType::F16, {true, true, true}}),
+    case_name);
+
+/// Hadamard rotations of sizes that are no power of two, with and without signs: blocks as on the CPU.
+TEST(EncodeHadamard, BlocksAreThoseOfTheCpu) {
+  TQ4_REQUIRE_DEVICE();
+  Random random(3);
+  for (const int dim : {32, 80, 96, 128, 192, 256, 512}) {
+    for (const RotationKind kind : {RotationKind::Hadamard, RotationKind::HadamardSigned}) {
+      CodecSpec spec = spec_from_name("tq4");
+      spec.k.rotation = spec.v.rotation = kind;
+      const DeviceCodec codec(spec, dim, 1);
+      constexpr std::size_t kRows = 50;
+      const Values x = gaussian(kRows * static_cast<std::size_t>(dim), DType::F16, random);
+      const Device<std::uint8_t> device_x(x.bytes), codes(kRows * codec.host(Side::K).code_bytes());
+      const Device<float> scale(kRows);
+      EncodeParams p;
+      p.x = device_x.get();
+      p.n = kRows;
+      p.out = {codes.get(), scale.get(), nullptr, nullptr, nullptr};
+      encode(codec, Side::K, p, nullptr);
+      std::vector<std::uint8_t> want(codes.size());
+      std::vector<float> want_scale(kRows);
+      codec.host(Side::K).encode(x.bytes.data(), DType::F16, kRows, {want.data(), want_scale.data(), nullptr, nullptr, nullptr});
+      EXPECT_EQ(codes.host(), want) << dim;
+      EXPECT_EQ(scale.host(), want_scale) << dim;
+    }
+  }
+}
+
+TEST(EncodeStrides, RowsMayLieAnywhere) {
+  TQ4_REQUIRE_DEVICE();
+  Random random(5);
+  constexpr std::size_t kTokens = 20, kHeads = 2, kDim = 64;
+  const DeviceCodec codec(spec_from_name("tq4"), kDim, kHeads);
+  const Values x = gaussian(kTokens * kHeads * kDim, DType::F16, random);  // [heads][tokens][D]
+  const Device<std::uint8_t> device_x(x.bytes), codes(kTokens * kHeads * kDim / 2);
+  const Device<float> scale(kTokens * kHeads);
+  EncodeParams p;
+  p.x = device_x.get();
+  p.n = kTokens;
+  p.heads = kHeads;
+  p.token_stride = kDim;
+  p.head_stride = kTokens * kDim;
+  p.out = {codes.get(), scale.get(), nullptr, nullptr, nullptr};
+  encode(codec, Side::V, p, nullptr);
+  std::vector<std::uint8_t> want(codes.size());
+  std::vector<float> want_scale(scale.size());
+  codec.host(Side::V).encode(x.bytes.data(), DType::F16, kTokens * kHeads, {want.data(), want_scale.data(), nullptr, nullptr, nullptr});
+  const std::vector<std::uint8_t> got = codes.host();
+  for (std::size_t t = 0; t < kTokens; ++t) {
+    for (std::size_t h = 0; h < kHeads; ++h) {
+      for (std::size_t b = 0; b < kDim / 2; ++b) ASSERT_EQ(got[(t * kHeads + h) * kDim / 2 + b], want[(h * kTokens + t) * kDim / 2 + b]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tq4::gpu

@@ -1,0 +1,141 @@
+// store against encode on the CPU followed by write_pages: the same pages, byte for byte, in every layout, padded or with swapped axes; skipped
+// slots and foreign bytes stay as they were.
+#include "gpu/gpu_test.h"
+#include "tq4/layout.h"
+
+namespace tq4::gpu {
+namespace {
+
+struct Case {
+  const char* spec;
+  LayoutKind kind;
+  int dim, block_size;
+  enum Variant { Dense, Padded, Swapped } variant;
+};
+
+PageLayout layout_of(const Case& c, int heads) {
+  const CodecSpec spec = spec_from_name(c.spec);
+  PageLayout layout = c.variant == Case::Padded && c.kind == LayoutKind::TurboquantVllm ? padded_turboquant_vllm_layout(spec, heads, c.dim, c.block_size)
+                                                                                       : make_layout(c.kind, spec, heads, c.dim, c.block_size);
+  if (c.variant == Case::Swapped) {  // [blocks, heads, tokens, slot]
+    layout.token_stride = layout.head_stride;
+    layout.head_stride = layout.token_stride * c.block_size;
+  }
+  if (c.variant == Case::Padded && c.kind != LayoutKind::TurboquantVllm) layout.block_stride += 256;
+  return layout;
+}
+
+class Store : public testing::TestWithParam<Case> {};
+
+TEST_P(Store, GivesThePagesOfTheCpu) {
+  TQ4_REQUIRE_DEVICE();
+  const Case& c = GetParam();
+  constexpr int kHeads = 3, kBlocks = 7;
+  Random random(11);
+  const PageLayout layout = layout_of(c, kHeads);
+  const DeviceCodec codec(layout.spec, c.dim, kHeads);
+  const auto dim = static_cast<std::size_t>(c.dim);
+  std::vector<std::uint8_t> pages(static_cast<std::size_t>(layout.block_stride * kBlocks), 0x5a);
+  const Device<std::uint8_t> cache(pages);
+  for (const std::int64_t n : {std::int64_t{1}, std::int64_t{9}, std::int64_t{kBlocks} * c.block_size}) {
+    std::vector<std::int64_t> slots(static_cast<std::size_t>(kBlocks * c.block_size));
+    for (std::size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<std::int64_t>(i);
+    std::shuffle(slots.begin(), slots.end(), random);
+    slots.resize(static_cast<std::size_t>(n));
+    if (n > 4) slots[3] = -1;
+    const std::size_t count = static_cast<std::size_t>(n) * kHeads;
+    const Values k = gaussian(count * dim, DType::F16, random), v = gaussian(count * dim, DType::F16, random);
+    const Device<std::uint8_t> dk(k.bytes), dv(v.bytes);
+    const Device<std::int64_t> device_slots(slots);
+    StoreParams p;
+    p.k = dk.get();
+    p.v = dv.get();
+    p.n = n;
+    p.slot_mapping = device_slots.get();
+    p.cache = {layout, cache.get(), kBlocks};
+    store(codec, p, nullptr);
+
+    struct Planes {
+      std::vector<std::uint8_t> codes;
+      std::vector<float> scale, zero;
+    };
+    const auto encoded = [&](Side side, const Values& x) {
+      Planes out{std::vector<std::uint8_t>(count * codec.host(side).code_bytes()), std::vector<float>(count), std::vector<float>(count)};
+      codec.host(side).encode(x.bytes.data(), x.dtype, static_cast<std::int64_t>(count), {out.codes.data(), out.scale.data(), out.zero.data(), nullptr, nullptr});
+      return out;
+    };
+    const Planes ek = encoded(Side::K, k), ev = encoded(Side::V, v);
+    write_pages(layout, {ek.codes.data(), ek.scale.data(), ek.zero.data(), nullptr, nullptr}, {ev.codes.data(), ev.scale.data(), ev.zero.data(), nullptr, nullptr},
+                slots.data(), n, pages.data(), kBlocks);
+    EXPECT_EQ(cache.host(), pages) << "n " << n;
+  }
+}
+
+std::string case_name(const testing::TestParamInfo<Case>& info) {
+  const Case& c = info.param;
+  std::string name = std::string(c.spec) + "_" + std::string(layout_name(c.kind)) + "_d" + std::to_string(c.dim) + "_b" + std::to_string(c.block_size) +
+                     (c.variant == Case::Padded ? "_padded" : c.variant == Case::Swapped ? "_swapped" : "");
+  for (char& ch : name) {
+    if (!std::isalnum(static_cast<unsigned char>(ch))) ch = '_';
+  }
+  return name;
+}
+
+constexpr LayoutKind kNative = LayoutKind::Native, kTqv = LayoutKind::TurboquantVllm, kVllm = LayoutKind::Vllm;
+INSTANTIATE_TEST_SUITE_P(
+    Layouts, Store,
+    testing::Values(Case{"tq4", kNative, 128, 16, Case::Dense}, Case{"tq4", kNative, 96, 32, Case::Dense}, Case{"k4v3", kNative, 128, 16, Case::Padded},
+                    Case{"tq3", kNative, 64, 16, Case::Dense}, Case{"k8v4", kNative, 80, 48, Case::Dense}, Case{"tq2", kNative, 256, 16, Case::Dense},
+                    Case{"fp16", kNative, 64, 16, Case::Dense}, Case{"fp8", kNative, 128, 64, Case::Dense}, Case{"tq6", kNative, 32, 16, Case::Dense},
+                    Case{"k2.5v4", kNative, 128, 16, Case::Dense}, Case{"vllm:4bit_nc", kNative, 128, 16, Case::Dense},
+                    Case{"turboquant-vllm", kTqv, 128, 16, Case::Dense}, Case{"turboquant-vllm", kTqv, 128, 16, Case::Padded},
+                    Case{"turboquant-vllm-k3v4", kTqv, 96, 16, Case::Dense}, Case{"turboquant-vllm-k4v2", kTqv, 72, 32, Case::Padded},
+                    Case{"vllm:k8v4", kVllm, 128, 16, Case::Dense}, Case{"vllm:4bit_nc", kVllm, 128, 16, Case::Swapped},
+                    Case{"vllm:k3v4_nc", kVllm, 64, 16, Case::Dense}, Case{"vllm:3bit_nc", kVllm, 128, 32, Case::Dense},
+                    Case{"vllm:3bit_nc", kVllm, 96, 16, Case::Swapped}),
+    case_name);
+
+TEST(Store, StridesOfKAndVMayDiffer) {
+  TQ4_REQUIRE_DEVICE();
+  Random random(2);
+  constexpr std::size_t kTokens = 12, kHeads = 2, kDim = 64;
+  const CodecSpec spec = spec_from_name("tq4");
+  const DeviceCodec codec(spec, kDim, kHeads);
+  const PageLayout layout = make_layout(LayoutKind::Native, spec, kHeads, kDim, 16);
+  // One fused projection [tokens][k heads, v heads][D], as engines keep it.
+  const Values qkv = gaussian(kTokens * 2 * kHeads * kDim, DType::BF16, random);
+  std::vector<float> k, v;
+  for (std::size_t t = 0; t < kTokens; ++t) {
+    const auto row = qkv.floats.begin() + static_cast<std::ptrdiff_t>(t * 2 * kHeads * kDim);
+    k.insert(k.end(), row, row + kHeads * kDim);
+    v.insert(v.end(), row + kHeads * kDim, row + 2 * kHeads * kDim);
+  }
+  std::vector<std::int64_t> slots(kTokens);
+  for (std::size_t i = 0; i < kTokens; ++i) slots[i] = static_cast<std::int64_t>(kTokens - 1 - i);
+  const Device<std::uint8_t> x(qkv.bytes), a(std::vector<std::uint8_t>(static_cast<std::size_t>(layout.block_stride))),
+      b(std::vector<std::uint8_t>(static_cast<std::size_t>(layout.block_stride)));
+  const Device<float> dk(k), dv(v);
+  const Device<std::int64_t> device_slots(slots);
+  StoreParams p;
+  p.k = x.get();
+  p.v = x.get() + kHeads * kDim * 2;
+  p.dtype = DType::BF16;
+  p.n = kTokens;
+  p.k_token_stride = p.v_token_stride = 2 * kHeads * kDim;
+  p.k_head_stride = p.v_head_stride = kDim;
+  p.slot_mapping = device_slots.get();
+  p.cache = {layout, a.get(), 1};
+  store(codec, p, nullptr);
+  StoreParams dense;
+  dense.k = dk.get();
+  dense.v = dv.get();
+  dense.dtype = DType::F32;
+  dense.n = kTokens;
+  dense.slot_mapping = device_slots.get();
+  dense.cache = {layout, b.get(), 1};
+  store(codec, dense, nullptr);
+  EXPECT_EQ(a.host(), b.host());
+}
+
+}  // namespace
+}  // namespace tq4::gpu
