@@ -72,15 +72,19 @@ std::int64_t parse_size(std::string_view text) {
   std::int64_t unit = 1;
   if (!digits.empty()) {
     switch (digits.back()) {
-      case 'k': case 'K': unit = std::int64_t{1} << 10; break;
-      case 'm': case 'M': unit = std::int64_t{1} << 20; break;
-      case 'g': case 'G': unit = std::int64_t{1} << 30; break;
+      case 'k':
+      case 'K': unit = std::int64_t{1} << 10; break;
+      case 'm':
+      case 'M': unit = std::int64_t{1} << 20; break;
+      case 'g':
+      case 'G': unit = std::int64_t{1} << 30; break;
       default: break;
     }
     if (unit != 1) digits.remove_suffix(1);
   }
   std::int64_t value = 0;
-  if (!read_whole(digits, value) || value < 0 || value > std::numeric_limits<std::int64_t>::max() / unit) refuse(whole, "a size such as 4096, 32k or 2G");
+  if (!read_whole(digits, value) || value < 0 || value > std::numeric_limits<std::int64_t>::max() / unit)
+    refuse(whole, "a size such as 4096, 32k or 2G");
   return value * unit;
 }
 
@@ -95,9 +99,8 @@ std::vector<int> parse_indices(std::string_view text) {
   for (const std::string_view part : split(text, ",")) {
     const std::size_t dots = part.find("..");
     int first = 0, last = 0;
-    const bool good = dots == std::string_view::npos
-                          ? read_whole(part, first) && ((last = first), true)
-                          : read_whole(part.substr(0, dots), first) && read_whole(part.substr(dots + 2), last);
+    const bool good = dots == std::string_view::npos ? read_whole(part, first) && ((last = first), true)
+                                                     : read_whole(part.substr(0, dots), first) && read_whole(part.substr(dots + 2), last);
     if (!good || first < 0 || last < first || last > 100000) refuse(text, "a list such as 0..3,30");
     const std::size_t old = indices.size();
     indices.resize(old + static_cast<std::size_t>(last - first) + 1);

@@ -17,8 +17,15 @@
 namespace tq4::cli {
 
 BuildInfo build_info() {
-  return {TQ4_VERSION_TEXT, TQ4_COMMIT, TQ4_COMPILER,      TQ4_BUILD_TYPE, TQ4_SANITIZE_TEXT,
-          TQ4_CUDA_TEXT,    TQ4_CUDA_ARCHITECTURES_TEXT, TQ4_HDF5_TEXT, cpu::simd_kernels().name};
+  return {TQ4_VERSION_TEXT,
+          TQ4_COMMIT,
+          TQ4_COMPILER,
+          TQ4_BUILD_TYPE,
+          TQ4_SANITIZE_TEXT,
+          TQ4_CUDA_TEXT,
+          TQ4_CUDA_ARCHITECTURES_TEXT,
+          TQ4_HDF5_TEXT,
+          cpu::scalar_kernels().name};
 }
 
 std::string version_text() {
@@ -33,9 +40,15 @@ std::string version_text() {
 
 nlohmann::json build_json() {
   const BuildInfo b = build_info();
-  return {{"version", b.version},   {"commit", b.commit}, {"compiler", b.compiler},
-          {"build_type", b.build_type}, {"sanitize", b.sanitize}, {"cuda", b.cuda},
-          {"cuda_architectures", b.cuda_architectures}, {"simd", b.simd}, {"hdf5", b.hdf5}};
+  return {{"version", b.version},
+          {"commit", b.commit},
+          {"compiler", b.compiler},
+          {"build_type", b.build_type},
+          {"sanitize", b.sanitize},
+          {"cuda", b.cuda},
+          {"cuda_architectures", b.cuda_architectures},
+          {"simd", b.simd},
+          {"hdf5", b.hdf5}};
 }
 
 nlohmann::json host_json() {
@@ -49,7 +62,10 @@ nlohmann::json host_json() {
   utsname system{};
   ::uname(&system);
   const auto memory = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-  return {{"cpu", cpu}, {"cores", ExecOptions{}.thread_count()}, {"memory_bytes", memory}, {"kernel", fmt::format("{} {}", system.sysname, system.release)}};
+  return {{"cpu", cpu},
+          {"cores", ExecOptions{}.thread_count()},
+          {"memory_bytes", memory},
+          {"kernel", fmt::format("{} {}", system.sysname, system.release)}};
 }
 
 nlohmann::json gpu_json() {

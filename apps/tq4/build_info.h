@@ -7,15 +7,15 @@
 namespace tq4::cli {
 
 struct BuildInfo {
-  std::string version;      ///< "0.1.0"
-  std::string commit;       ///< short hash, "+dirty" appended when the tree had changes; "unknown" outside git
-  std::string compiler;     ///< "GNU 12.2.0"
-  std::string build_type;   ///< "Release"
-  std::string sanitize;     ///< "" or "address,undefined"
-  std::string cuda;         ///< "13.0.48" or "none"
+  std::string version;             ///< "0.1.0"
+  std::string commit;              ///< short hash, "+dirty" appended when the tree had changes; "unknown" outside git
+  std::string compiler;            ///< "GNU 12.2.0"
+  std::string build_type;          ///< "Release"
+  std::string sanitize;            ///< "" or "address,undefined"
+  std::string cuda;                ///< "13.0.48" or "none"
   std::string cuda_architectures;  ///< "80-real;90a-real;90-virtual" or ""
-  std::string hdf5;         ///< "1.10.8"
-  std::string simd;         ///< SIMD target chosen on this CPU: "AVX2", ...
+  std::string hdf5;                ///< "1.10.8"
+  std::string simd;                ///< SIMD target chosen on this CPU: "AVX2", ...
 };
 BuildInfo build_info();
 

@@ -34,14 +34,18 @@ void run(const Options& options) {
   std::string summary;
   nlohmann::json books = nlohmann::json::array();
   for (const std::string& text : options.bits) {
-    if (text.size() != 1) throw Error(ErrorCode::Usage, "a codebook has a whole number of bits, 1 to 8 (2.5 mixes those of 2 and 3)", "--bits");
+    if (text.size() != 1)
+      throw Error(ErrorCode::Usage, "a codebook has a whole number of bits, 1 to 8 (2.5 mixes those of 2 and 3)", "--bits");
     const Codebook book = make_codebook(options.kind, text[0] - '0', options.dim);
     const CodebookStats stats = codebook_stats(book);
     if (points.rows() != 0) points.add_rule();
     for (std::size_t i = 0; i < book.centroids.size(); ++i) {
-      points.add({book.bits, static_cast<std::uint64_t>(i), Cell(fmt::format("{:+.12f}", book.centroids[i]), fmt::format("{}", book.centroids[i])),
-                  i < book.boundaries.size() ? Cell(fmt::format("{:+.12f}", book.boundaries[i]), fmt::format("{}", book.boundaries[i])) : Cell("-", ""),
-                  Cell(fmt::format("{:+.6f}", book.centroids[i] * std::sqrt(book.dim)), fmt::format("{}", book.centroids[i] * std::sqrt(book.dim)))});
+      points.add({book.bits, static_cast<std::uint64_t>(i),
+                  Cell(fmt::format("{:+.12f}", book.centroids[i]), fmt::format("{}", book.centroids[i])),
+                  i < book.boundaries.size() ? Cell(fmt::format("{:+.12f}", book.boundaries[i]), fmt::format("{}", book.boundaries[i]))
+                                             : Cell("-", ""),
+                  Cell(fmt::format("{:+.6f}", book.centroids[i] * std::sqrt(book.dim)),
+                       fmt::format("{}", book.centroids[i] * std::sqrt(book.dim)))});
     }
     summary += fmt::format(
         "{} bits, d = {}, {}: squared error of a unit vector {:.6f}\n"
@@ -49,8 +53,15 @@ void run(const Options& options) {
         "  entropy of the index {:.4f} of {} bits; expected cosine {:.4f}\n",
         book.bits, book.dim, options.kind_name, stats.mse, stats.paper_bound, stats.mse / stats.paper_bound, stats.shannon_bound,
         stats.mse / stats.shannon_bound, stats.entropy_bits, book.bits, std::sqrt(1 - stats.mse));
-    books.push_back({{"bits", book.bits}, {"dim", book.dim}, {"kind", options.kind_name}, {"centroids", book.centroids}, {"boundaries", book.boundaries},
-                     {"mse", stats.mse}, {"entropy_bits", stats.entropy_bits}, {"paper_bound", stats.paper_bound}, {"shannon_bound", stats.shannon_bound}});
+    books.push_back({{"bits", book.bits},
+                     {"dim", book.dim},
+                     {"kind", options.kind_name},
+                     {"centroids", book.centroids},
+                     {"boundaries", book.boundaries},
+                     {"mse", stats.mse},
+                     {"entropy_bits", stats.entropy_bits},
+                     {"paper_bound", stats.paper_bound},
+                     {"shannon_bound", stats.shannon_bound}});
   }
   nlohmann::json result = result_envelope("codebook");
   result["codebooks"] = std::move(books);

@@ -70,7 +70,8 @@ Device resolve_device(const std::string& text, bool prefer_cuda) {
   if (!gpu::compiled()) throw Error(ErrorCode::NoDevice, "this build of tq4 has no CUDA backend; use --device cpu", "--device " + text);
   if (count == 0) throw Error(ErrorCode::NoDevice, "no CUDA device here (no driver, or no GPU); use --device cpu", "--device " + text);
   const int index = text == "cuda" ? 0 : parse_count(std::string_view(text).substr(5));
-  if (index >= count) throw Error(ErrorCode::NoDevice, fmt::format("this machine has {} CUDA device(s), numbered from 0", count), "--device " + text);
+  if (index >= count)
+    throw Error(ErrorCode::NoDevice, fmt::format("this machine has {} CUDA device(s), numbered from 0", count), "--device " + text);
   return {true, index};
 }
 
@@ -78,7 +79,8 @@ bool Selection::has_layer(int layer) const { return !layers || std::binary_searc
 bool Selection::has_head(int head) const { return !heads || std::binary_search(heads->begin(), heads->end(), head); }
 
 void add_selection_options(CLI::App& app, Selection& selection, bool with_heads) {
-  add_parsed(app, "--layers", selection.layers, parse_indices, "LIST", "", "Layers by number, e.g. 0..3,30 (default: all)")->group("Selection");
+  add_parsed(app, "--layers", selection.layers, parse_indices, "LIST", "", "Layers by number, e.g. 0..3,30 (default: all)")
+      ->group("Selection");
   if (with_heads)
     add_parsed(app, "--heads", selection.heads, parse_indices, "LIST", "", "Key/value heads by number (default: all)")->group("Selection");
   app.add_option("--dataset", selection.dump.dataset_glob, "Only layers whose dataset path matches, e.g. '/model/layer_*'")
@@ -98,13 +100,15 @@ void check_selection(const Selection& selection, const DumpInfo& info) {
   if (selection.layers) {
     for (const int wanted : *selection.layers) {
       if (std::find(present.begin(), present.end(), wanted) == present.end())
-        throw Error(ErrorCode::Usage, fmt::format("layer {} is not in {} (it has {})", wanted, info.path, fmt::join(present, ", ")), "--layers");
+        throw Error(ErrorCode::Usage, fmt::format("layer {} is not in {} (it has {})", wanted, info.path, fmt::join(present, ", ")),
+                    "--layers");
     }
   }
   if (selection.heads) {
     for (const LayerInfo& layer : info.layers) {
       if (selection.has_layer(layer.layer) && !selection.heads->empty() && selection.heads->back() >= layer.num_kv_heads)
-        throw Error(ErrorCode::Usage, fmt::format("layer {} has {} key/value heads, numbered from 0", layer.layer, layer.num_kv_heads), "--heads");
+        throw Error(ErrorCode::Usage, fmt::format("layer {} has {} key/value heads, numbered from 0", layer.layer, layer.num_kv_heads),
+                    "--heads");
     }
   }
 }
@@ -127,7 +131,8 @@ void add_codec_options(CLI::App& app, CodecOptions& options) {
     if (bits.size() != 1) throw Error(ErrorCode::Usage, "takes one number; several combinations: --codec k4v3,k4v2");
     return bits.front();
   };
-  add_parsed(app, "--bits", options.bits, parse_bits, "BITS", "", "Bits a value of K and V: 1..8, 2.5, 3.5; several: 3/4 (default: 4)")->group("Codec");
+  add_parsed(app, "--bits", options.bits, parse_bits, "BITS", "", "Bits a value of K and V: 1..8, 2.5, 3.5; several: 3/4 (default: 4)")
+      ->group("Codec");
   add_parsed(app, "--k-bits", options.k_bits, parse_one, "BITS", "", "Bits of K alone (8: FP8 keys)")->group("Codec");
   add_parsed(app, "--v-bits", options.v_bits, parse_one, "BITS", "", "Bits of V alone")->group("Codec");
   add_parsed(app, "--codec", options.codecs, parse_names, "NAME", "",
@@ -137,7 +142,8 @@ void add_codec_options(CLI::App& app, CodecOptions& options) {
              "haar, hadamard, hadamard-signed, haar-torch (turboquant-vllm's) or none (default: the codec's, haar)")
       ->group("Codec");
   add_parsed(app, "--seed", options.seed, parse_seed, "N", "", "Seed of the rotation, stored in the file (default: 42)")->group("Codec");
-  add_parsed(app, "--scale", options.scale, parse_scale, "RULE", "", "Stored scale: ls (least squares), norm (the paper's), unbiased (default: ls)")
+  add_parsed(app, "--scale", options.scale, parse_scale, "RULE", "",
+             "Stored scale: ls (least squares), norm (the paper's), unbiased (default: ls)")
       ->group("Codec");
   add_parsed(app, "--sinks", options.sinks, parse_count, "TOKENS", "", "First tokens kept in fp16 (default: 0)")->group("Codec");
   add_parsed(app, "--window", options.window, parse_count, "TOKENS", "", "Last tokens kept in fp16 (default: 0)")->group("Codec");

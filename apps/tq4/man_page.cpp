@@ -108,7 +108,8 @@ std::string zsh_completion(const CLI::App& root) {
     cases += fmt::format("    {})\n      _arguments \\\n", verb->get_name());
     for (const CLI::Option* option : named_options(*verb)) {
       for (const std::string& name : spellings(*option)) {
-        const std::string value = !takes_value(*option) ? "" : fmt::format(":{}:{}", quote(option->get_type_name()), takes_path(*option) ? "_files" : " ");
+        const std::string value =
+            !takes_value(*option) ? "" : fmt::format(":{}:{}", quote(option->get_type_name()), takes_path(*option) ? "_files" : " ");
         cases += fmt::format("        '{}[{}]{}' \\\n", name, quote(option->get_description()), value);
       }
     }
@@ -133,7 +134,11 @@ std::string fish_completion(const CLI::App& root) {
       out += fmt::format("complete -c tq4 -n '__fish_seen_subcommand_from {}'", verb->get_name());
       for (const std::string& name : option->get_snames()) out += " -s " + name;
       for (const std::string& name : option->get_lnames()) out += " -l " + name;
-      out += fmt::format("{} -d '{}'\n", takes_path(*option) ? " -r -F" : takes_value(*option) ? " -x" : "", quote(option->get_description()));
+      out += fmt::format("{} -d '{}'\n",
+                         takes_path(*option)    ? " -r -F"
+                         : takes_value(*option) ? " -x"
+                                                : "",
+                         quote(option->get_description()));
     }
   }
   return out;
@@ -141,7 +146,8 @@ std::string fish_completion(const CLI::App& root) {
 
 std::string man_page(const CLI::App& root) {
   std::string out = fmt::format(".TH TQ4 1 \"\" \"tq4 {}\" \"User Commands\"\n", build_info().version);
-  out += ".SH NAME\ntq4 \\- " + roff(root.get_description()) + "\n.SH SYNOPSIS\n.B tq4\n.I VERB\n[OPTIONS]\n.SH OPTIONS\n" + roff_options(root);
+  out += ".SH NAME\ntq4 \\- " + roff(root.get_description()) + "\n.SH SYNOPSIS\n.B tq4\n.I VERB\n[OPTIONS]\n.SH OPTIONS\n" +
+         roff_options(root);
   out += ".SH VERBS\n";
   for (const CLI::App* verb : listed_verbs(root)) {
     out += fmt::format(".SS {}\n{}\n", verb->get_name(), roff(verb->get_description()));
@@ -154,7 +160,8 @@ std::string man_page(const CLI::App& root) {
       ".TP\n.B 3\nA file is corrupt, cut short or not what it says it is.\n.TP\n.B 4\nA result is worse than the limit that was set.\n"
       ".TP\n.B 5\nA CUDA device was asked for and there is none.\n.TP\n.B 6\nA valid combination that no code path serves.\n"
       ".TP\n.B 130\nInterrupted; nothing was left half\\-written.\n"
-      ".SH ENVIRONMENT\n.TP\n.B NO_COLOR\nNo colours in progress.\n.TP\n.B TMPDIR\nWhere data from and for pipes is spooled (default /tmp).\n";
+      ".SH ENVIRONMENT\n.TP\n.B NO_COLOR\nNo colours in progress.\n.TP\n.B TMPDIR\nWhere data from and for pipes is spooled (default "
+      "/tmp).\n";
   return out;
 }
 

@@ -28,7 +28,12 @@ bool colours() {
 }  // namespace
 
 Progress::Progress(std::string label, std::uint64_t total, Unit unit, bool quiet)
-    : label_(std::move(label)), total_(total), unit_(unit), enabled_(!quiet && terminal()), start_(Clock::now()), next_(start_ + kInterval) {}
+    : label_(std::move(label)),
+      total_(total),
+      unit_(unit),
+      enabled_(!quiet && terminal()),
+      start_(Clock::now()),
+      next_(start_ + kInterval) {}
 
 Progress::~Progress() {
   if (drawn_) std::fputs(kWipe, stderr);

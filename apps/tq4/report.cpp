@@ -31,13 +31,14 @@ void print(const std::string& text) {
 void remember_arguments(int argc, char** argv) { arguments().assign(argv, argv + argc); }
 
 nlohmann::json result_envelope(std::string_view verb) {
-  return {{"schema_version", 1}, {"tool", "tq4"},        {"verb", verb},      {"arguments", arguments()},
+  return {{"schema_version", 1},   {"tool", "tq4"},       {"verb", verb},     {"arguments", arguments()},
           {"build", build_json()}, {"host", host_json()}, {"gpu", gpu_json()}};
 }
 
 void check_outputs(const OutputOptions& options) {
   if (options.json == "-" && options.csv == "-") throw Error(ErrorCode::Usage, "--json - and --csv - both ask for standard output");
-  if (!options.json.empty() && options.json == options.csv) throw Error(ErrorCode::Usage, "--json and --csv name the same file", options.json);
+  if (!options.json.empty() && options.json == options.csv)
+    throw Error(ErrorCode::Usage, "--json and --csv name the same file", options.json);
   if (options.force) return;
   for (const std::string& path : {options.json, options.csv}) {
     if (!path.empty() && path != "-" && exists(path)) throw Error(ErrorCode::Usage, "exists already; --force replaces it", path);

@@ -38,7 +38,8 @@ Cell Cell::fixed(double value, int decimals) {
 Cell Cell::bytes(std::uint64_t count) { return {format_bytes(static_cast<double>(count)), fmt::to_string(count)}; }
 
 void Table::add(std::vector<Cell> cells) {
-  if (cells.size() != columns_.size()) throw Error(ErrorCode::Runtime, fmt::format("{} cells for {} columns", cells.size(), columns_.size()), "table");
+  if (cells.size() != columns_.size())
+    throw Error(ErrorCode::Runtime, fmt::format("{} cells for {} columns", cells.size(), columns_.size()), "table");
   rows_.push_back(std::move(cells));
 }
 
@@ -65,7 +66,8 @@ std::string Table::text() const {
   for (const std::size_t width : widths) total += width;
   const std::string rule = std::string(total, '-') + '\n';
 
-  std::string out = line([&](std::size_t c) -> const std::string& { return columns_[c].title.empty() ? columns_[c].name : columns_[c].title; });
+  std::string out =
+      line([&](std::size_t c) -> const std::string& { return columns_[c].title.empty() ? columns_[c].name : columns_[c].title; });
   out += rule;
   for (std::size_t r = 0; r < rows_.size(); ++r) {
     if (r != 0 && std::find(rules_.begin(), rules_.end(), r) != rules_.end()) out += rule;
@@ -86,7 +88,8 @@ std::string Table::csv() const {
 }
 
 std::size_t display_width(std::string_view text) {
-  return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+  return static_cast<std::size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
 }
 
 }  // namespace tq4::cli

@@ -27,9 +27,9 @@ struct Cell {
 };
 
 struct Column {
-  std::string name = {};  ///< in the CSV header, with its unit: "time_us"; in the text unless `title` is set
-  std::string title = {}; ///< heading in the text; empty = name
-  bool left = false;      ///< aligned left (words); numbers are aligned right
+  std::string name = {};   ///< in the CSV header, with its unit: "time_us"; in the text unless `title` is set
+  std::string title = {};  ///< heading in the text; empty = name
+  bool left = false;       ///< aligned left (words); numbers are aligned right
 };
 
 class Table {

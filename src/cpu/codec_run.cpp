@@ -1,16 +1,19 @@
-// Encoding and decoding: rows are cut into blocks that fit the second-level cache, and every block goes through conversion, the check for NaN,
+// Encoding and decoding: rows are cut into blocks that fit a cache, and every block goes through conversion, the check for NaN,
 // centring, transform and quantizer while it is warm. What a block gives depends on its rows alone, so neither the number of threads
 // nor the block size shows in the bytes.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "cpu/centre.h"
 #include "cpu/codec_impl.h"
 #include "cpu/scalar.h"
+#include "cpu/thread_pool.h"
 #include "tq4/codec.h"
 #include "tq4/error.h"
 
@@ -21,17 +24,39 @@ using cpu::Kernels;
 using cpu::TransformKind;
 using cpu::TransformTables;
 
-/// Rows of a block: two fp32 buffers of it take 128 KiB.
-std::int64_t block_rows(int dim) { return std::max<std::int64_t>(8, 16384 / dim); }
-
-const Kernels& kernels_for(const Exec&) { return cpu::scalar_kernels(); }
-
-/// Calls fn(first, count) for every block of rows.
-template <class Fn>
-void for_blocks(const Exec&, std::int64_t n, int dim, const Fn& fn) {
-  const std::int64_t rows = block_rows(dim);
-  for (std::int64_t first = 0; first < n; first += rows) fn(first, std::min(rows, n - first));
+/// Rows of a block. A dense product wants many rows for the panel of the matrix it keeps in the first-level cache, in multiples of its tile
+/// (12 or 6 rows); everything else is quickest when a block stays in that cache itself (16 KiB of fp32), in multiples of a batch of 16.
+std::int64_t block_rows(TransformKind kind, int dim) {
+  if (kind == TransformKind::Dense) return std::max<std::int64_t>(1, 12288 / dim / 48) * 48;
+  return std::max<std::int64_t>(1, 4096 / dim / 16) * 16;
 }
+
+const Kernels& kernels_for(const Exec& exec) { return exec.scalar ? cpu::scalar_kernels() : cpu::simd_kernels(); }
+
+/// Blocks a thread takes at a time, so that threads seldom write to the same cache line.
+constexpr std::int64_t kBlocksAtOnce = 8;
+
+/// Calls body(first, count) for every block of rows, on the threads asked for; make_body() makes one body a thread.
+template <class MakeBody>
+void for_blocks(const Exec& exec, std::int64_t n, std::int64_t rows, const MakeBody& make_body) {
+  const std::int64_t span = rows * kBlocksAtOnce;
+  cpu::parallel_for(exec.threads, (n + span - 1) / span, [&] {
+    return [&, body = make_body()](std::int64_t i) mutable {
+      const std::int64_t end = std::min(n, (i + 1) * span);
+      for (std::int64_t first = i * span; first < end; first += rows) body(first, std::min(rows, end - first));
+    };
+  });
+}
+
+/// Uninitialised fp32 scratch of one thread.
+class Scratch {
+ public:
+  explicit Scratch(std::int64_t count) : values_(count > 0 ? new float[static_cast<std::size_t>(count)] : nullptr) {}
+  float* data() const { return values_.get(); }
+
+ private:
+  std::unique_ptr<float[]> values_;
+};
 
 std::vector<float> transposed(const float* m, int dim) {
   const auto d = static_cast<std::size_t>(dim);
@@ -127,36 +152,45 @@ void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut&
   const std::size_t element = dtype_size(dtype);
   FirstFault nonfinite, overflow;
 
-  for_blocks(exec, n, dim, [&](std::int64_t first, std::int64_t rows) {
+  const std::int64_t block = block_rows(forward.kind, dim);
+  // fp32 rows that nothing changes before the transform are read where they lie.
+  const bool in_place = dtype == DType::F32 && centre.none() && reinterpret_cast<std::uintptr_t>(x) % alignof(float) == 0;
+  const auto encode_block = [&](float* copy, float* transformed, std::int64_t first, std::int64_t rows) {
     const auto values = static_cast<std::size_t>(rows) * static_cast<std::size_t>(dim);
-    std::vector<float> a(values), b(forward.kind == TransformKind::None ? 0 : values);
-    kernels.load(static_cast<const unsigned char*>(x) + static_cast<std::size_t>(first) * static_cast<std::size_t>(dim) * element, dtype, values, a.data());
-    std::int64_t bad = kernels.find_nonfinite(a.data(), values);
+    const unsigned char* source = static_cast<const unsigned char*>(x) + static_cast<std::size_t>(first) * static_cast<std::size_t>(dim) * element;
+    const float* a = copy;
+    if (in_place) {
+      a = reinterpret_cast<const float*>(source);
+    } else {
+      kernels.load(source, dtype, values, copy);
+    }
+    const std::int64_t bad = kernels.find_nonfinite(a, values);
     if (bad >= 0 && exec.nonfinite == NonFinite::Refuse) {
       nonfinite.report(first * dim + bad);
       return;
     }
     if (bad >= 0) {
-      for (float& v : a) v = std::isfinite(v) ? v : 0.0f;
+      std::transform(a, a + values, copy, [](float v) { return std::isfinite(v) ? v : 0.0f; });
+      a = copy;
     }
     if (!centre.none()) {
       std::vector<float> scratch(static_cast<std::size_t>(dim));
       for (std::int64_t r = 0; r < rows; ++r) {
         const float* c = centre.at(first + r, scratch.data());
-        float* row = a.data() + r * dim;
+        float* row = copy + r * dim;
         for (int j = 0; j < dim; ++j) row[j] -= c[j];
       }
     }
-    const float* y = a.data();
+    const float* y = a;
     if (forward.kind != TransformKind::None) {
-      kernels.transform(forward, a.data(), rows, b.data());
-      y = b.data();
+      kernels.transform(forward, a, rows, transformed);
+      y = transformed;
     }
     const EncodedOut planes = cpu::planes_at(out, codes, first);
     kernels.encode(codes, y, rows, planes);
     if (as_peer) {
       for (std::int64_t r = 0; r < rows; ++r) {
-        planes.scale[r] = cpu::round_scale(peer_norm(a.data() + r * dim, dim), codes.scale_dtype);
+        planes.scale[r] = cpu::round_scale(peer_norm(a + r * dim, dim), codes.scale_dtype);
       }
     }
     if (!has_scale()) return;
@@ -166,6 +200,12 @@ void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut&
         break;
       }
     }
+  };
+  for_blocks(exec, n, block, [&] {
+    // Sized for what is needed: the copy also when NonFinite::Zero may have to change values.
+    return [&, copy = Scratch(block * dim), transformed = Scratch(block * dim)](std::int64_t first, std::int64_t rows) {
+      encode_block(copy.data(), transformed.data(), first, rows);
+    };
   });
 
   if (nonfinite.any()) {
@@ -189,30 +229,34 @@ void Codec::decode(const EncodedIn& in, std::int64_t n, float* x, const HeadTran
   const TransformTables inverse = inverse_tables(impl_->transform, transform, transposed_storage);
   const cpu::Centre centre(transform, dim);
 
-  for_blocks(exec, n, dim, [&](std::int64_t first, std::int64_t rows) {
-    float* to = x + first * dim;
-    const EncodedIn planes = cpu::planes_at(in, impl_->codes, first);
-    if (inverse.kind == TransformKind::None) {
-      kernels.decode(impl_->codes, planes, rows, to);
-    } else {
-      std::vector<float> y(static_cast<std::size_t>(rows) * static_cast<std::size_t>(dim));
-      kernels.decode(impl_->codes, planes, rows, y.data());
-      kernels.inverse_transform(inverse, y.data(), rows, to);
-    }
-    if (centre.none()) return;
-    std::vector<float> scratch(static_cast<std::size_t>(dim));
-    for (std::int64_t r = 0; r < rows; ++r, to += dim) {
-      const float* c = centre.at(first + r, scratch.data());
-      for (int j = 0; j < dim; ++j) to[j] += c[j];
-    }
+  const std::int64_t block = block_rows(inverse.kind, dim);
+  for_blocks(exec, n, block, [&] {
+    return [&, y = Scratch(inverse.kind == TransformKind::None ? 0 : block * dim)](std::int64_t first, std::int64_t rows) {
+      float* to = x + first * dim;
+      const EncodedIn planes = cpu::planes_at(in, impl_->codes, first);
+      if (inverse.kind == TransformKind::None) {
+        kernels.decode(impl_->codes, planes, rows, to);
+      } else {
+        kernels.decode(impl_->codes, planes, rows, y.data());
+        kernels.inverse_transform(inverse, y.data(), rows, to);
+      }
+      if (centre.none()) return;
+      std::vector<float> scratch(static_cast<std::size_t>(dim));
+      for (std::int64_t r = 0; r < rows; ++r, to += dim) {
+        const float* c = centre.at(first + r, scratch.data());
+        for (int j = 0; j < dim; ++j) to[j] += c[j];
+      }
+    };
   });
 }
 
 void Codec::decode_rotated(const EncodedIn& in, std::int64_t n, float* y, const Exec& exec) const {
   check_planes(*this, in, n, y);
   const Kernels& kernels = kernels_for(exec);
-  for_blocks(exec, n, impl_->dim, [&](std::int64_t first, std::int64_t rows) {
-    kernels.decode(impl_->codes, cpu::planes_at(in, impl_->codes, first), rows, y + first * impl_->dim);
+  for_blocks(exec, n, block_rows(TransformKind::Dense, impl_->dim), [&] {
+    return [&](std::int64_t first, std::int64_t rows) {
+      kernels.decode(impl_->codes, cpu::planes_at(in, impl_->codes, first), rows, y + first * impl_->dim);
+    };
   });
 }
 

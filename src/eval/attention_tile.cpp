@@ -7,9 +7,9 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "eval/attention_tile.cpp"
+#include <hwy/contrib/math/math-inl.h>
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
-#include <hwy/contrib/math/math-inl.h>
 
 HWY_BEFORE_NAMESPACE();
 namespace tq4::eval::HWY_NAMESPACE {
@@ -25,7 +25,8 @@ HWY_INLINE void micro(const float* HWY_RESTRICT a, std::int64_t a_stride, const 
   const Tag d;
   const std::size_t lanes = hn::Lanes(d);
   for (std::size_t col = 0; col < static_cast<std::size_t>(kPanel); col += 2 * lanes) {
-    auto s00 = hn::Zero(d), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00, s30 = s00, s31 = s00, s40 = s00, s41 = s00, s50 = s00, s51 = s00;
+    auto s00 = hn::Zero(d), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00, s30 = s00, s31 = s00, s40 = s00, s41 = s00, s50 = s00,
+         s51 = s00;
     const float* b = panel + col;
     for (std::int64_t i = 0; i < depth; ++i, b += kPanel) {
       const auto b0 = hn::LoadU(d, b), b1 = hn::LoadU(d, b + lanes);
@@ -51,7 +52,8 @@ HWY_INLINE void micro(const float* HWY_RESTRICT a, std::int64_t a_stride, const 
   }
 }
 
-void MultiplyPanel(const float* a, std::int64_t a_stride, int rows, const float* panel, std::int64_t depth, float* c, std::int64_t c_stride) {
+void MultiplyPanel(const float* a, std::int64_t a_stride, int rows, const float* panel, std::int64_t depth, float* c,
+                   std::int64_t c_stride) {
   int r = 0;
   for (; r + kUnrolledRows <= rows; r += kUnrolledRows) micro<6>(a + r * a_stride, a_stride, panel, depth, c + r * c_stride, c_stride);
   a += r * a_stride;
@@ -133,7 +135,8 @@ RowDifference CompareRows(const float* HWY_RESTRICT l, const float* HWY_RESTRICT
       weighted = hn::MulAdd(hn::LoadU(d, p + i), x, weighted);
       largest = hn::Max(largest, hn::Abs(x));
     }
-    double e = hn::GetLane(hn::SumOfLanes(d, error)), s = hn::GetLane(hn::SumOfLanes(d, shift)), w = hn::GetLane(hn::SumOfLanes(d, weighted));
+    double e = hn::GetLane(hn::SumOfLanes(d, error)), s = hn::GetLane(hn::SumOfLanes(d, shift)),
+           w = hn::GetLane(hn::SumOfLanes(d, weighted));
     for (; i < end; ++i) {
       const float x = m[i] - l[i];
       e += static_cast<double>(x) * x;
@@ -165,10 +168,15 @@ double RowVarianceSum(const float* l, std::int64_t n) {
     }
     return all;
   };
-  const float mean = static_cast<float>(total([](auto v) { return v; }, [](float v) { return static_cast<double>(v); }) / static_cast<double>(n));
+  const float mean =
+      static_cast<float>(total([](auto v) { return v; }, [](float v) { return static_cast<double>(v); }) / static_cast<double>(n));
   const auto centre = hn::Set(d, mean);
-  return total([&](auto v) { const auto x = hn::Sub(v, centre); return hn::Mul(x, x); },
-               [&](float v) { return static_cast<double>(v - mean) * static_cast<double>(v - mean); });
+  return total(
+      [&](auto v) {
+        const auto x = hn::Sub(v, centre);
+        return hn::Mul(x, x);
+      },
+      [&](float v) { return static_cast<double>(v - mean) * static_cast<double>(v - mean); });
 }
 
 }  // namespace tq4::eval::HWY_NAMESPACE
@@ -182,7 +190,8 @@ HWY_EXPORT(SoftmaxRow);
 HWY_EXPORT(CompareRows);
 HWY_EXPORT(RowVarianceSum);
 
-void multiply_panel(const float* a, std::int64_t a_stride, int rows, const float* panel, std::int64_t depth, float* c, std::int64_t c_stride) {
+void multiply_panel(const float* a, std::int64_t a_stride, int rows, const float* panel, std::int64_t depth, float* c,
+                    std::int64_t c_stride) {
   HWY_DYNAMIC_DISPATCH(MultiplyPanel)(a, a_stride, rows, panel, depth, c, c_stride);
 }
 RowSoftmax softmax_row(const float* l, std::int64_t n, float* p) { return HWY_DYNAMIC_DISPATCH(SoftmaxRow)(l, n, p); }

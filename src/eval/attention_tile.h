@@ -7,9 +7,9 @@
 
 namespace tq4::eval {
 
-constexpr int kPanel = 32;      ///< columns of a panel
-constexpr int kTileRows = 48;   ///< queries a tile
-constexpr int kBlock = 256;     ///< fp32 sums are at most this long before they are added up in double
+constexpr int kPanel = 32;     ///< columns of a panel
+constexpr int kTileRows = 48;  ///< queries a tile
+constexpr int kBlock = 256;    ///< fp32 sums are at most this long before they are added up in double
 
 /// A [rows, cols] fp32 matrix cut into panels of 32 columns: panel p is [rows][32], zero beyond cols.
 struct PackedMatrix {
@@ -18,11 +18,13 @@ struct PackedMatrix {
   std::int64_t panels() const { return (cols + kPanel - 1) / kPanel; }
   const float* panel(std::int64_t p) const { return data.data() + p * rows * kPanel; }
 };
-PackedMatrix pack(const float* matrix, std::int64_t rows, std::int64_t cols);             ///< matrix [rows, cols]
-PackedMatrix pack_transposed(const float* matrix, std::int64_t rows, std::int64_t cols);  ///< packs the [cols, rows] transpose of matrix [rows, cols]
+PackedMatrix pack(const float* matrix, std::int64_t rows, std::int64_t cols);  ///< matrix [rows, cols]
+PackedMatrix pack_transposed(const float* matrix, std::int64_t rows,
+                             std::int64_t cols);  ///< packs the [cols, rows] transpose of matrix [rows, cols]
 
 /// c[r * c_stride + j] = sum over i < depth of a[r * a_stride + i] * panel[i * 32 + j], for r < rows, j < 32. Overwrites c.
-void multiply_panel(const float* a, std::int64_t a_stride, int rows, const float* panel, std::int64_t depth, float* c, std::int64_t c_stride);
+void multiply_panel(const float* a, std::int64_t a_stride, int rows, const float* panel, std::int64_t depth, float* c,
+                    std::int64_t c_stride);
 
 struct TopKeys {
   int count = 0;
@@ -42,10 +44,10 @@ RowSoftmax softmax_row(const float* l, std::int64_t n, float* p);
 
 /// Sums over a row of exact logits l (weights p of the exact softmax, not normalised) and approximate logits m.
 struct RowDifference {
-  double error = 0;       ///< sum (m - l)^2
-  double shift = 0;       ///< sum (m - l)
-  double weighted = 0;    ///< sum p (m - l)
-  float max = 0;          ///< max |m - l|
+  double error = 0;     ///< sum (m - l)^2
+  double shift = 0;     ///< sum (m - l)
+  double weighted = 0;  ///< sum p (m - l)
+  float max = 0;        ///< max |m - l|
 };
 RowDifference compare_rows(const float* l, const float* p, const float* m, std::int64_t n);
 /// sum over j of (l[j] - mean)^2

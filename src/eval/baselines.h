@@ -21,11 +21,11 @@ void hadamard_blocks(float* row, int dim, int block);
 /// The largest power of two that divides dim.
 int power_of_two_divisor(int dim);
 
-std::unique_ptr<Compressor> make_int_per_token(int bits);                        ///< 8: symmetric; else scale and zero
+std::unique_ptr<Compressor> make_int_per_token(int bits);  ///< 8: symmetric; else scale and zero
 std::unique_ptr<Compressor> make_int_groups(int bits, int group, bool rotated);
-std::unique_ptr<Compressor> make_llama_block(int bits, bool rotated);            ///< 4: q4_0, 8: q8_0
+std::unique_ptr<Compressor> make_llama_block(int bits, bool rotated);  ///< 4: q4_0, 8: q8_0
 std::unique_ptr<Compressor> make_kivi(int bits, int group, int residual);
 std::unique_ptr<Compressor> make_kvquant(int bits, bool outliers);
-std::unique_ptr<Compressor> make_fp4(bool nvidia);                               ///< NVFP4 or MXFP4
+std::unique_ptr<Compressor> make_fp4(bool nvidia);  ///< NVFP4 or MXFP4
 
 }  // namespace tq4::eval

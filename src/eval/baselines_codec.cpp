@@ -38,7 +38,9 @@ std::string describe(const SideSpec& side) {
     case CodeKind::Fp16: return "fp16";
   }
   if (side.kind != CodeKind::Uniform) {
-    text += side.scale_rule == ScaleRule::LeastSquares ? ", least-squares scale" : side.scale_rule == ScaleRule::Norm ? ", norm" : ", unbiased scale";
+    text += side.scale_rule == ScaleRule::LeastSquares ? ", least-squares scale"
+            : side.scale_rule == ScaleRule::Norm       ? ", norm"
+                                                       : ", unbiased scale";
   }
   text += side.scale_dtype == ScaleDType::F16 ? " in fp16" : " in fp32";
   if (side.norm_correction) text += ", norm correction";
@@ -60,7 +62,7 @@ class CodecCompressor final : public Compressor {
   }
   std::string source() const override { return source_of(spec_) + (calibration_ != nullptr ? ", calibrated" : ""); }
   const CodecSpec* spec() const override { return &spec_; }
-  bool calibrated() const override { return calibration_ != nullptr; }
+  const Calibration* calibration() const override { return calibration_; }
   void check(int dim) const override {
     validate(spec_.k, dim);
     validate(spec_.v, dim);

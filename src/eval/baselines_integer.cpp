@@ -98,13 +98,15 @@ class IntGroups final : public PerToken {
     return "int" + std::to_string(bits_) + ", fp16 scale and zero " + group + (rotated_ ? ", after a Hadamard rotation" : "");
   }
   std::string source() const override {
-    return rotated_ ? "QuaRot, arXiv 2404.00456 (KV cache: asymmetric, groups of 128)" : "round to nearest between minimum and maximum; FlexGen, arXiv 2303.06865";
+    return rotated_ ? "QuaRot, arXiv 2404.00456 (KV cache: asymmetric, groups of 128)"
+                    : "round to nearest between minimum and maximum; FlexGen, arXiv 2303.06865";
   }
 
  private:
   int size(int dim) const { return group_ == 0 ? dim : std::min(group_, dim); }
   void round_row(const float* row, int dim, float* out) const override {
-    for (int begin = 0; begin < dim; begin += size(dim)) round_uniform(row + begin, std::min(size(dim), dim - begin), 1, bits_, out + begin);
+    for (int begin = 0; begin < dim; begin += size(dim))
+      round_uniform(row + begin, std::min(size(dim), dim - begin), 1, bits_, out + begin);
   }
   double row_bits(int dim) const override { return static_cast<double>(bits_) * dim + 32.0 * ((dim + size(dim) - 1) / size(dim)); }
   int rotation_block(Side, int dim) const override { return rotated_ ? power_of_two_divisor(dim) : 1; }
@@ -118,7 +120,8 @@ class LlamaBlock final : public PerToken {
   LlamaBlock(int bits, bool rotated) : bits_(bits), rotated_(rotated) {}
   std::string name() const override { return (bits_ == 4 ? std::string("q4_0") : std::string("q8_0")) + (rotated_ ? "-rot" : ""); }
   std::string description() const override {
-    return "blocks of 32 with one fp16 scale, " + std::to_string(bits_) + ".5 bits" + (rotated_ ? ", after llama.cpp's Hadamard rotation" : "");
+    return "blocks of 32 with one fp16 scale, " + std::to_string(bits_) + ".5 bits" +
+           (rotated_ ? ", after llama.cpp's Hadamard rotation" : "");
   }
   std::string source() const override {
     return rotated_ ? "llama.cpp pull request 21038 (keys: largest power of two of the head, values: 64)" : "llama.cpp, ggml-quants.c";

@@ -68,8 +68,10 @@ class KvQuant final : public Compressor {
     Footprint f;
     f.code_bits = values * bits_;
     f.constant_bits = 16.0 * (1 << bits_);
-    if (shape.side == Side::K) f.constant_bits += 32.0 * shape.dim;
-    else f.code_bits += 32.0 * static_cast<double>(shape.tokens);
+    if (shape.side == Side::K)
+      f.constant_bits += 32.0 * shape.dim;
+    else
+      f.code_bits += 32.0 * static_cast<double>(shape.tokens);
     if (outliers_) {  // fp16 value and 16-bit index each
       const double apart = shape.side == Side::K ? 2.0 * static_cast<double>(apart_each_end(shape.tokens)) * shape.dim
                                                  : 2.0 * static_cast<double>(apart_each_end(shape.dim)) * static_cast<double>(shape.tokens);
@@ -113,7 +115,8 @@ class KvQuant final : public Compressor {
     double seen = 0;
     for (int bin = 0; bin < kBins; ++bin) {
       seen += histogram[static_cast<std::size_t>(bin)];
-      while (static_cast<int>(levels.size()) < count && seen >= (static_cast<double>(levels.size()) + 0.5) / count * total) levels.push_back(value(bin));
+      while (static_cast<int>(levels.size()) < count && seen >= (static_cast<double>(levels.size()) + 0.5) / count * total)
+        levels.push_back(value(bin));
     }
     levels.resize(static_cast<std::size_t>(count), 1.0);
     for (int round = 0; round < 100; ++round) {

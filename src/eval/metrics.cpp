@@ -56,9 +56,7 @@ struct Prepared {
   PackedMatrix k, v;
   std::vector<PackedMatrix> approx_k, approx_v;  ///< one a reconstruction; empty where the side is exact
 
-  std::int64_t position(std::int64_t i) const {
-    return problem.q_positions != nullptr ? problem.q_positions[i] : problem.q_start + i;
-  }
+  std::int64_t position(std::int64_t i) const { return problem.q_positions != nullptr ? problem.q_positions[i] : problem.q_start + i; }
   /// The position that windows of exact tokens count from.
   std::int64_t window_position(std::int64_t i) const { return problem.causal ? position(i) : problem.tokens - 1; }
   Range visible(std::int64_t i) const {
@@ -74,8 +72,8 @@ struct Scratch {
   std::vector<float> logits, weights, other;  ///< [rows, stride]
   std::vector<double> out, other_out;         ///< [rows, padded dim]
   std::vector<eval::RowSoftmax> exact;
-  std::vector<float> block;                   ///< [rows, 32]
-  std::vector<double> pair;                   ///< [2, dim] outputs of one query, exact and approximate
+  std::vector<float> block;  ///< [rows, 32]
+  std::vector<double> pair;  ///< [2, dim] outputs of one query, exact and approximate
 };
 
 /// Columns of the tile that any of its rows sees, widened to whole panels.
@@ -83,7 +81,7 @@ struct Tile {
   std::int64_t first_query = 0;
   int rows = 0;
   int head = 0;
-  std::int64_t base = 0;    ///< first column, a multiple of 32
+  std::int64_t base = 0;  ///< first column, a multiple of 32
   std::int64_t panels = 0;
 };
 
@@ -96,7 +94,8 @@ void tile_logits(const Prepared& prepared, const Tile& tile, const PackedMatrix&
 }
 
 /// out[row] = sum over keys of weights * values / sum; weights are zero outside the row's visible keys.
-void tile_output(const Tile& tile, const PackedMatrix& values, std::int64_t stride, const float* weights, std::vector<float>& block, double* out) {
+void tile_output(const Tile& tile, const PackedMatrix& values, std::int64_t stride, const float* weights, std::vector<float>& block,
+                 double* out) {
   const std::int64_t width = values.panels() * kPanel;
   const std::int64_t last = std::min<std::int64_t>(values.rows, tile.base + tile.panels * kPanel);
   std::fill_n(out, tile.rows * width, 0.0);
@@ -146,8 +145,8 @@ class TileRunner {
     for (int r = 0; r < tile.rows; ++r) {
       const Range seen = prepared_.visible(tile.first_query + r);
       float* weights = s.weights.data() + r * s.stride;
-      s.exact[static_cast<std::size_t>(r)] =
-          eval::softmax_row(s.logits.data() + r * s.stride + (seen.begin - tile.base), seen.end - seen.begin, weights + (seen.begin - tile.base));
+      s.exact[static_cast<std::size_t>(r)] = eval::softmax_row(s.logits.data() + r * s.stride + (seen.begin - tile.base),
+                                                               seen.end - seen.begin, weights + (seen.begin - tile.base));
       clear_outside(tile, seen, weights);
     }
     tile_output(tile, prepared_.v, s.stride, s.weights.data(), s.block, s.out.data());
@@ -178,7 +177,8 @@ class TileRunner {
         divergence = 0;
         continue;
       }
-      for_exact(reconstruction.exact_k, prepared_.window_position(query), seen, [&](std::int64_t j) { m[j - tile.base] = l[j - tile.base]; });
+      for_exact(reconstruction.exact_k, prepared_.window_position(query), seen,
+                [&](std::int64_t j) { m[j - tile.base] = l[j - tile.base]; });
       const eval::RowDifference d = eval::compare_rows(l + offset, s.weights.data() + r * s.stride + offset, m + offset, n);
       const eval::RowSoftmax approx = eval::softmax_row(m + offset, n, m + offset);
       clear_outside(tile, seen, m);
@@ -201,8 +201,8 @@ class TileRunner {
     output_error(tile, s, reconstruction, weights, sums, error);
   }
 
-  void output_error(const Tile& tile, Scratch& s, const Reconstruction& reconstruction, const float* weights, const std::vector<double>& sums,
-                    AttentionError& error) const {
+  void output_error(const Tile& tile, Scratch& s, const Reconstruction& reconstruction, const float* weights,
+                    const std::vector<double>& sums, AttentionError& error) const {
     const int dim = prepared_.problem.dim;
     for (int r = 0; r < tile.rows; ++r) {
       const std::int64_t query = tile.first_query + r;
@@ -231,13 +231,16 @@ class TileRunner {
 };
 
 void check(const AttentionProblem& p) {
-  if (p.dim <= 0 || p.q_heads <= 0 || p.tokens <= 0 || p.q_tokens < 0) throw Error(ErrorCode::Usage, "attention_errors: shapes must be positive");
-  if (p.q_tokens > 0 && (p.q == nullptr || p.k == nullptr || p.v == nullptr)) throw Error(ErrorCode::Usage, "attention_errors: q, k and v are needed");
+  if (p.dim <= 0 || p.q_heads <= 0 || p.tokens <= 0 || p.q_tokens < 0)
+    throw Error(ErrorCode::Usage, "attention_errors: shapes must be positive");
+  if (p.q_tokens > 0 && (p.q == nullptr || p.k == nullptr || p.v == nullptr))
+    throw Error(ErrorCode::Usage, "attention_errors: q, k and v are needed");
   std::int64_t last = -1;
   for (std::int64_t i = 0; i < p.q_tokens; ++i) {
     const std::int64_t at = p.q_positions != nullptr ? p.q_positions[i] : p.q_start + i;
     if (at < 0 || at >= p.tokens || at <= last) {
-      throw Error(ErrorCode::Usage, "attention_errors: query positions must ascend and lie among the " + std::to_string(p.tokens) + " keys");
+      throw Error(ErrorCode::Usage,
+                  "attention_errors: query positions must ascend and lie among the " + std::to_string(p.tokens) + " keys");
     }
     last = at;
   }
@@ -324,8 +327,8 @@ double quantile(std::vector<float> values, double p) {
   return *at;
 }
 
-std::vector<AttentionError> attention_errors(const AttentionProblem& problem, const std::vector<Reconstruction>& reconstructions, int threads,
-                                             const std::function<bool(double)>& progress) {
+std::vector<AttentionError> attention_errors(const AttentionProblem& problem, const std::vector<Reconstruction>& reconstructions,
+                                             int threads, const std::function<bool(double)>& progress) {
   check(problem);
   std::vector<AttentionError> total(reconstructions.size());
   if (problem.q_tokens == 0 || reconstructions.empty()) return total;
@@ -351,7 +354,8 @@ std::vector<AttentionError> attention_errors(const AttentionProblem& problem, co
 
   const std::vector<Tile> tiles = make_tiles(prepared);
   const TileRunner runner(prepared, reconstructions);
-  std::vector<std::vector<float>> kl(reconstructions.size(), std::vector<float>(static_cast<std::size_t>(problem.q_heads * problem.q_tokens)));
+  std::vector<std::vector<float>> kl(reconstructions.size(),
+                                     std::vector<float>(static_cast<std::size_t>(problem.q_heads * problem.q_tokens)));
   std::vector<std::vector<AttentionError>> parts(tiles.size(), std::vector<AttentionError>(reconstructions.size()));
   std::vector<Scratch> scratch(static_cast<std::size_t>(eval::thread_count(threads)));
   std::mutex progress_mutex;
@@ -362,7 +366,8 @@ std::vector<AttentionError> attention_errors(const AttentionProblem& problem, co
       const std::size_t rows = static_cast<std::size_t>(tile_rows(problem.tokens));
       s.stride = prepared.k.panels() * kPanel;
       for (std::vector<float>* buffer : {&s.logits, &s.weights, &s.other}) buffer->resize(rows * static_cast<std::size_t>(s.stride));
-      for (std::vector<double>* buffer : {&s.out, &s.other_out}) buffer->resize(rows * static_cast<std::size_t>(prepared.v.panels() * kPanel));
+      for (std::vector<double>* buffer : {&s.out, &s.other_out})
+        buffer->resize(rows * static_cast<std::size_t>(prepared.v.panels() * kPanel));
       s.block.resize(rows * kPanel);
     }
     runner.run(tiles[static_cast<std::size_t>(t)], s, parts[static_cast<std::size_t>(t)], kl);

@@ -20,7 +20,7 @@ namespace tq4 {
 struct HeadVectors {
   Side side = Side::K;
   int layer = 0;
-  int head = 0;              ///< kv head
+  int head = 0;  ///< kv head
   std::int64_t tokens = 0;
   int dim = 0;
   const float* x = nullptr;  ///< [tokens, dim]
@@ -31,7 +31,7 @@ struct Footprint {
   double code_bits = 0;      ///< everything stored a token or a group of tokens: codes, scales, zeros, signs, outliers
   double exact_bits = 0;     ///< tokens kept in fp16 (sinks, windows, KIVI's residual)
   double constant_bits = 0;  ///< once a head: centres, channel scales, learned levels
-  double matrix_bits = 0;    ///< calibrated [D, D] matrices: part of the model like its weights, the same for every sequence; not in total()
+  double matrix_bits = 0;  ///< calibrated [D, D] matrices: part of the model like its weights, the same for every sequence; not in total()
   std::int64_t exact_tokens = 0;
   double total() const { return code_bits + exact_bits + constant_bits; }
 };
@@ -52,7 +52,8 @@ class Compressor {
   virtual double theoretical_mse(Side side, int dim) const;
   /// The spec, where the compressor is one of tq4's codecs (also with a peer's tables); else null.
   virtual const CodecSpec* spec() const { return nullptr; }
-  virtual bool calibrated() const { return false; }
+  /// The calibration a codec of tq4's uses; else null.
+  virtual const Calibration* calibration() const { return nullptr; }
   /// Throws Unsupported where the compressor cannot serve the dimension.
   virtual void check(int dim) const;
 

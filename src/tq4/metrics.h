@@ -13,10 +13,10 @@ namespace tq4 {
 /// Sums over vectors x and their reconstruction y.
 struct VectorError {
   std::int64_t vectors = 0;
-  std::int64_t nonzero = 0;   ///< vectors with |x| > 0 and |y| > 0: what the cosine averages over
-  double energy = 0;          ///< sum of |x|^2
-  double error = 0;           ///< sum of |x - y|^2
-  double cosine_sum = 0;      ///< sum over nonzero vectors of <x, y> / (|x| |y|)
+  std::int64_t nonzero = 0;  ///< vectors with |x| > 0 and |y| > 0: what the cosine averages over
+  double energy = 0;         ///< sum of |x|^2
+  double error = 0;          ///< sum of |x - y|^2
+  double cosine_sum = 0;     ///< sum over nonzero vectors of <x, y> / (|x| |y|)
 
   void add(const VectorError& other);
   double relative_mse() const;  ///< error / energy; 0 where both are 0, +inf where only the energy is
@@ -39,18 +39,18 @@ struct ExactTokens {
 
 /// One kv head and the query heads that share it.
 struct AttentionProblem {
-  const float* q = nullptr;  ///< [q_heads, q_tokens, dim]
-  const float* k = nullptr;  ///< [tokens, dim]
-  const float* v = nullptr;  ///< [tokens, dim]
+  const float* q = nullptr;                   ///< [q_heads, q_tokens, dim]
+  const float* k = nullptr;                   ///< [tokens, dim]
+  const float* v = nullptr;                   ///< [tokens, dim]
   const std::int64_t* q_positions = nullptr;  ///< [q_tokens] ascending positions among the keys; null = q_start + i
   std::int64_t q_start = 0;
   std::int64_t q_tokens = 0;
   std::int64_t tokens = 0;
   int q_heads = 1;
   int dim = 0;
-  double sm_scale = 0;       ///< 0 = 1 / sqrt(dim)
-  bool causal = true;        ///< a query at position p sees keys 0..p; else all
-  int sliding_window = 0;    ///< the last `sliding_window` keys up to p; 0 = all. Ignored where not causal
+  double sm_scale = 0;     ///< 0 = 1 / sqrt(dim)
+  bool causal = true;      ///< a query at position p sees keys 0..p; else all
+  int sliding_window = 0;  ///< the last `sliding_window` keys up to p; 0 = all. Ignored where not causal
 };
 
 /// A reconstruction to compare with the exact K and V of the problem. A null k or v means that side is exact.
@@ -63,15 +63,15 @@ struct Reconstruction {
 /// Errors of attention, summed over queries. Logits are after sm_scale, in nats.
 struct AttentionError {
   std::int64_t queries = 0;
-  std::int64_t logits = 0;        ///< query-key pairs that are visible
-  double logit_error = 0;         ///< sum of (l' - l)^2
-  double logit_error_centred = 0; ///< the same less each query's mean error: what the softmax can see
-  double logit_energy = 0;        ///< sum of (l - mean of the query's l)^2
-  double logit_max = 0;           ///< max |l' - l|
-  std::vector<float> kl;          ///< [queries] KL(softmax(l) || softmax(l')), nats
-  std::int64_t same_top1 = 0;     ///< queries whose largest logit stays at the same key
-  double top8 = 0;                ///< sum over queries of |top-8 keys of l and of l'| / min(8, visible)
-  VectorError output;             ///< attention output
+  std::int64_t logits = 0;         ///< query-key pairs that are visible
+  double logit_error = 0;          ///< sum of (l' - l)^2
+  double logit_error_centred = 0;  ///< the same less each query's mean error: what the softmax can see
+  double logit_energy = 0;         ///< sum of (l - mean of the query's l)^2
+  double logit_max = 0;            ///< max |l' - l|
+  std::vector<float> kl;           ///< [queries] KL(softmax(l) || softmax(l')), nats
+  std::int64_t same_top1 = 0;      ///< queries whose largest logit stays at the same key
+  double top8 = 0;                 ///< sum over queries of |top-8 keys of l and of l'| / min(8, visible)
+  VectorError output;              ///< attention output
 
   void add(const AttentionError& other);
   double logit_rmse() const;
@@ -79,7 +79,7 @@ struct AttentionError {
   double logit_relative_mse() const;  ///< centred error / energy
   double kl_mean() const;
   double kl_max() const;
-  double kl_quantile(double p) const; ///< nearest rank: the smallest value that at least p of the queries do not exceed
+  double kl_quantile(double p) const;  ///< nearest rank: the smallest value that at least p of the queries do not exceed
   double top1_share() const;
   double top8_share() const;
 };

@@ -47,7 +47,8 @@ TEST(Args, RangesOfSizes) {
 TEST(Args, LayersBitsNamesLimits) {
   EXPECT_EQ(parse_indices("0..3,30"), (std::vector<int>{0, 1, 2, 3, 30}));
   EXPECT_EQ(parse_indices("5,1..2,2"), (std::vector<int>{1, 2, 5}));
-  for (const char* bad : {"", "a", "3..1", "-1", "1..", "1..200000"}) EXPECT_NE(usage_error([&] { parse_indices(bad); }), "(no error)") << bad;
+  for (const char* bad : {"", "a", "3..1", "-1", "1..", "1..200000"})
+    EXPECT_NE(usage_error([&] { parse_indices(bad); }), "(no error)") << bad;
   EXPECT_EQ(parse_bits("3/4"), (std::vector<std::string>{"3", "4"}));
   EXPECT_EQ(parse_bits("2.5,4,4"), (std::vector<std::string>{"2.5", "4"}));
   for (const char* bad : {"0", "9", "1.5", "four", "3/", ""}) EXPECT_NE(usage_error([&] { parse_bits(bad); }), "(no error)") << bad;

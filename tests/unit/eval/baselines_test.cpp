@@ -151,12 +151,14 @@ double kivi_value(const std::vector<float>& x, int dim, std::int64_t tokens, std
   if (side == Side::K) {
     const std::int64_t begin = t / group * group;
     for (std::int64_t j = begin; j < std::min<std::int64_t>(tokens, begin + group); ++j) {
-      lo = std::min<double>(lo, x[static_cast<std::size_t>(j * dim + c)]), hi = std::max<double>(hi, x[static_cast<std::size_t>(j * dim + c)]);
+      lo = std::min<double>(lo, x[static_cast<std::size_t>(j * dim + c)]),
+      hi = std::max<double>(hi, x[static_cast<std::size_t>(j * dim + c)]);
     }
   } else {
     const int begin = c / group * group;
     for (int j = begin; j < std::min(dim, begin + group); ++j) {
-      lo = std::min<double>(lo, x[static_cast<std::size_t>(t * dim + j)]), hi = std::max<double>(hi, x[static_cast<std::size_t>(t * dim + j)]);
+      lo = std::min<double>(lo, x[static_cast<std::size_t>(t * dim + j)]),
+      hi = std::max<double>(hi, x[static_cast<std::size_t>(t * dim + j)]);
     }
   }
   const double scale = (hi - lo) / ((1 << bits) - 1);
@@ -234,7 +236,7 @@ TEST(Baselines, CalibratedCodecCountsCentresAndRefusesOtherShapes) {
   layer.k.centre.assign(32, 10.0f);
   calibration.layers.push_back(layer);
   const auto c = tq4::codec_compressor("tq4+cal", tq4::spec_from_name("tq4"), &calibration);
-  EXPECT_TRUE(c->calibrated());
+  EXPECT_EQ(c->calibration(), &calibration);
   EXPECT_TRUE(std::isnan(c->theoretical_mse(Side::K, 32)));
   auto x = gaussian(200 * 32, 6);
   for (float& value : x) value += 10;
@@ -251,7 +253,8 @@ TEST(Baselines, CalibratedCodecCountsCentresAndRefusesOtherShapes) {
 }
 
 TEST(Baselines, NamesThatAreNotOnes) {
-  for (const char* name : {"", "int", "int9", "int4-g", "int4-g32-", "kivi", "kivi4-g128-r100", "kvquant4-2%", "q4_1", "nvfp5", "tq9", "tq4+x", "tq4+w", "int4-g999999999999"}) {
+  for (const char* name : {"", "int", "int9", "int4-g", "int4-g32-", "kivi", "kivi4-g128-r100", "kvquant4-2%", "q4_1", "nvfp5", "tq9",
+                           "tq4+x", "tq4+w", "int4-g999999999999"}) {
     try {
       make_compressor(name);
       ADD_FAILURE() << name;

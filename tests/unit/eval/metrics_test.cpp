@@ -98,7 +98,8 @@ AttentionError oracle(const AttentionProblem& p, const Reconstruction& r) {
       e.same_top1 += a[0] == b[0] ? 1 : 0;
       const std::size_t top = std::min<std::size_t>(8, l.size());
       int same = 0;
-      for (std::size_t x = 0; x < top; ++x) same += static_cast<int>(std::count(b.begin(), b.begin() + static_cast<std::ptrdiff_t>(top), a[x]));
+      for (std::size_t x = 0; x < top; ++x)
+        same += static_cast<int>(std::count(b.begin(), b.begin() + static_cast<std::ptrdiff_t>(top), a[x]));
       e.top8 += static_cast<double>(same) / static_cast<double>(top);
       double dot = 0, aa = 0, bb = 0;
       for (int d = 0; d < p.dim; ++d) {
@@ -172,14 +173,14 @@ TEST_P(AttentionMetrics, AgreeWithDoublePrecision) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionMetrics,
-                         testing::Values(Case{1, 1, 1, 0, 32, true, 0, {}, {}},                               // one token
-                                         Case{2, 100, 300, 200, 64, true, 0, {}, {}},                         // last queries of a sequence
-                                         Case{4, 129, 129, 0, 80, true, 0, {}, {}},                           // odd multiple of 8, from the start
-                                         Case{1, 70, 600, 530, 128, true, 64, {}, {}},                        // sliding window
-                                         Case{3, 50, 333, 0, 96, false, 0, {}, {}},                           // not causal
-                                         Case{2, 90, 290, 200, 64, true, 0, {4, 64, 0}, {4, 64, 0}},          // sinks and window
-                                         Case{2, 90, 290, 200, 64, true, 100, {40, 16, 0}, {150, 0, 0}},      // ... with a sliding window
-                                         Case{2, 300, 300, 0, 64, true, 0, {0, 0, 128}, {0, 128, 0}},         // KIVI's residual
+                         testing::Values(Case{1, 1, 1, 0, 32, true, 0, {}, {}},                       // one token
+                                         Case{2, 100, 300, 200, 64, true, 0, {}, {}},                 // last queries of a sequence
+                                         Case{4, 129, 129, 0, 80, true, 0, {}, {}},                   // odd multiple of 8, from the start
+                                         Case{1, 70, 600, 530, 128, true, 64, {}, {}},                // sliding window
+                                         Case{3, 50, 333, 0, 96, false, 0, {}, {}},                   // not causal
+                                         Case{2, 90, 290, 200, 64, true, 0, {4, 64, 0}, {4, 64, 0}},  // sinks and window
+                                         Case{2, 90, 290, 200, 64, true, 100, {40, 16, 0}, {150, 0, 0}},  // ... with a sliding window
+                                         Case{2, 300, 300, 0, 64, true, 0, {0, 0, 128}, {0, 128, 0}},     // KIVI's residual
                                          Case{1, 40, 200, 0, 32, false, 0, {4, 64, 0}, {0, 0, 64}}));
 
 TEST(AttentionMetrics, ChosenQueriesEqualThoseOfTheWhole) {
