@@ -1,9 +1,13 @@
-// Look-ups in a calibration: which layer, and the slice of its tables that one head needs.
+// Look-ups in a calibration: which layer, the slice of its tables that one head needs, and whether it belongs to a dump at all.
 #include "tq4/calibration.h"
 
 #include <cstddef>
 #include <string>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "tq4/dump.h"
 #include "tq4/error.h"
 
 namespace tq4 {
@@ -26,6 +30,32 @@ const LayerCalibration* Calibration::find(int layer) const {
     if (candidate.layer == layer) return &candidate;
   }
   return nullptr;
+}
+
+std::uint64_t calibration_fingerprint(std::string_view model, const std::vector<LayerCalibration>& layers) {
+  std::string text(model);
+  for (const LayerCalibration& layer : layers) {
+    text += '\n' + std::to_string(layer.layer) + ' ' + std::to_string(layer.num_kv_heads) + ' ' + std::to_string(layer.head_dim);
+  }
+  return XXH3_64bits(text.data(), text.size());
+}
+
+void check_calibration(const Calibration& calibration, const DumpInfo& dump) {
+  const auto refuse = [&](const std::string& why) {
+    throw Error(ErrorCode::BadInput, "the calibration does not fit this dump: " + why + "; calibrate on a dump of the same model", dump.path);
+  };
+  if (calibration_fingerprint(dump.model, calibration.layers) != calibration.fingerprint) {
+    refuse("it was made for model \"" + calibration.model + "\", the dump is of \"" + dump.model + "\" (fingerprints differ)");
+  }
+  for (const LayerInfo& layer : dump.layers) {
+    const LayerCalibration* tables = calibration.find(layer.layer);
+    if (tables == nullptr) {
+      refuse("it has no layer " + std::to_string(layer.layer));
+    } else if (tables->num_kv_heads != layer.num_kv_heads || tables->head_dim != layer.head_dim) {
+      refuse("layer " + std::to_string(layer.layer) + " has " + std::to_string(layer.num_kv_heads) + " kv heads of " + std::to_string(layer.head_dim) +
+             ", the calibration " + std::to_string(tables->num_kv_heads) + " of " + std::to_string(tables->head_dim));
+    }
+  }
 }
 
 HeadTransform head_transform(const LayerCalibration* layer, Side side, int head, std::int64_t position0) {

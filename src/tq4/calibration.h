@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tq4/codec.h"
@@ -29,11 +30,18 @@ struct LayerCalibration {
 struct Calibration {
   CodecSpec spec;                ///< the spec it was made for (rotation and seed are baked into `forward`)
   std::string model;             ///< the dump's model attribute
-  std::uint64_t fingerprint = 0; ///< XXH3 over model name, layer indices, shapes: refused on mismatch
+  std::uint64_t fingerprint = 0; ///< calibration_fingerprint(model, layers): refused on mismatch
   std::int64_t tokens = 0;       ///< tokens it was estimated from
   std::vector<LayerCalibration> layers;
   const LayerCalibration* find(int layer) const;  ///< null when the layer is not in it
 };
+
+struct DumpInfo;
+/// XXH3-64 over the model's name and each layer's number, kv heads and head_dim: what a calibration is bound to.
+std::uint64_t calibration_fingerprint(std::string_view model, const std::vector<LayerCalibration>& layers);
+/// Throws BadInput when the calibration was made for another model (by its fingerprint) or lacks, or has in another shape, a layer of the
+/// dump. A dump may hold fewer layers than the calibration.
+void check_calibration(const Calibration& calibration, const DumpInfo& dump);
 
 /// The transform of one head; position0 is the position of the first vector of the call.
 HeadTransform head_transform(const LayerCalibration* layer, Side side, int head, std::int64_t position0 = 0);
