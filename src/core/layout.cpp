@@ -80,10 +80,11 @@ NativeTile native_tile(const CodecSpec& spec, int head_dim) {
   tile.v_piece = static_cast<int>(code_bytes(spec.v, head_dim)) / 8;
   tile.k_offset = 0;
   tile.v_offset = 16 * tile.k_row;
-  tile.scale_offset = tile.v_offset + 16 * 8 * tile.v_piece;
-  const int end = tile.scale_offset + 8 * 4 * 2;
-  tile.zero_offset = core::has_zero(spec.v) ? end : -1;
-  tile.bytes = core::has_zero(spec.v) ? end + 8 * 2 * 2 : end;
+  tile.bytes = tile.v_offset + 16 * 8 * tile.v_piece;
+  constexpr int kScales = 8 * 4 * 2, kZeros = 8 * 2 * 2;
+  tile.scale_offset = 0;
+  tile.zero_offset = core::has_zero(spec.v) ? kScales : -1;
+  tile.scale_bytes = core::has_zero(spec.v) ? kScales + kZeros : kScales;
   return tile;
 }
 
@@ -102,7 +103,7 @@ PageLayout make_layout(LayoutKind kind, const CodecSpec& spec, int num_kv_heads,
   switch (kind) {
     case LayoutKind::Native:
       if (block_size % 16 != 0) throw Error(ErrorCode::Usage, "block_size of native pages must be a multiple of 16, not " + std::to_string(block_size));
-      layout.block_stride = static_cast<std::int64_t>(num_kv_heads) * (block_size / 16) * native_tile(spec, head_dim).bytes;
+      layout.block_stride = page_bytes(layout);
       break;
     case LayoutKind::TurboquantVllm:
       check_turboquant_vllm(spec);
@@ -130,8 +131,10 @@ PageLayout padded_turboquant_vllm_layout(const CodecSpec& spec, int num_kv_heads
 
 std::int64_t page_bytes(const PageLayout& layout) {
   switch (layout.kind) {
-    case LayoutKind::Native:
-      return static_cast<std::int64_t>(layout.num_kv_heads) * (layout.block_size / 16) * native_tile(layout.spec, layout.head_dim).bytes;
+    case LayoutKind::Native: {
+      const NativeTile tile = native_tile(layout.spec, layout.head_dim);
+      return static_cast<std::int64_t>(layout.num_kv_heads) * (layout.block_size / 16) * (tile.bytes + tile.scale_bytes);
+    }
     case LayoutKind::TurboquantVllm: return layout.block_size * layout.token_stride;
     case LayoutKind::Vllm: {
       // Dense whichever of the token and head axes is the outer one.

@@ -1,5 +1,5 @@
 // Reading and writing pages token by token through the addresses of layout.h. Native pages in short (FORMAT.md has it in full): a page is
-// [kv head][16-token tile]; in a tile K rows lie one after another, V rows are cut in 8 pieces that interleave with those of the other
+// [kv head][16-token tile] of codes, then of scales; in a tile K rows lie one after another, V rows are cut in 8 pieces that interleave with those of the other
 // tokens, so that a lane of the decode kernel finds the codes of its MMA fragment in consecutive bytes; scales of tokens g and g+8 are neighbours.
 #include <bit>
 #include <cstring>
@@ -102,8 +102,9 @@ Planes at(const Planes& p, std::int64_t i, std::size_t code_bytes) {
 template <class Direction>
 void move_native(const Shape& s, typename Direction::Byte* page, int token, int head, const typename Direction::Planes& k,
                  const typename Direction::Planes& v) {
-  typename Direction::Byte* tile =
-      page + (static_cast<std::ptrdiff_t>(head) * (s.layout.block_size / 16) + token / 16) * static_cast<std::ptrdiff_t>(s.tile.bytes);
+  const std::ptrdiff_t tiles = s.layout.block_size / 16, index = head * tiles + token / 16;
+  typename Direction::Byte* tile = page + index * s.tile.bytes;
+  typename Direction::Byte* scale_block = page + s.layout.num_kv_heads * tiles * s.tile.bytes + index * s.tile.scale_bytes;
   const int t = token % 16, g = t % 8, high = t / 8;
   Direction::bytes(tile + s.tile.k_offset + t * s.tile.k_row, k.codes, s.k_codes);
   const int i0 = t / 8, i2 = t % 8 / 2, i3 = t % 2;
@@ -111,10 +112,10 @@ void move_native(const Shape& s, typename Direction::Byte* page, int token, int 
     const int piece = ((i0 * 8 + i1) * 4 + i2) * 2 + i3;
     Direction::bytes(tile + s.tile.v_offset + piece * s.tile.v_piece, v.codes + i1 * s.tile.v_piece, static_cast<std::size_t>(s.tile.v_piece));
   }
-  typename Direction::Byte* scales = tile + s.tile.scale_offset + g * 8 + high * 2;
+  typename Direction::Byte* scales = scale_block + s.tile.scale_offset + g * 8 + high * 2;
   s.k_scale ? Direction::half(scales, k.scale) : Direction::unused_half(scales);
   s.v_scale ? Direction::half(scales + 4, v.scale) : Direction::unused_half(scales + 4);
-  if (s.v_zero) Direction::half(tile + s.tile.zero_offset + g * 4 + high * 2, v.zero);
+  if (s.v_zero) Direction::half(scale_block + s.tile.zero_offset + g * 4 + high * 2, v.zero);
 }
 
 template <class Direction>

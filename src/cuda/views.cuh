@@ -7,16 +7,21 @@
 
 namespace tq4::gpu {
 
-/// A token's place: the page's token (row layouts) or its tile (native), and the token's index in the tile.
+/// A token's place: the page's token (row layouts) or its code tile and scale block (native), and the token's index in the tile.
 struct TokenRef {
   std::uint8_t* base;
+  std::uint8_t* scales;  ///< row layouts: base
   int t;
 };
 
 __device__ __forceinline__ TokenRef token_ref(const CacheView& c, std::int64_t page, int offset, int head) {
   std::uint8_t* base = c.data + page * c.block_stride;
-  if (c.native) return {base + (static_cast<std::int64_t>(head) * (c.block_size >> 4) + (offset >> 4)) * c.tile_bytes, offset & 15};
-  return {base + offset * c.token_stride, 0};
+  if (c.native) {
+    const std::int64_t tile = static_cast<std::int64_t>(head) * (c.block_size >> 4) + (offset >> 4);
+    return {base + tile * c.tile_bytes, base + c.scale_blocks + tile * c.scale_bytes, offset & 15};
+  }
+  base += offset * c.token_stride;
+  return {base, base, 0};
 }
 
 /// Row layouts: first byte of the codes.
@@ -35,12 +40,12 @@ __device__ __forceinline__ std::uint8_t* code_byte(const CacheView& c, const Par
 }
 
 __device__ __forceinline__ std::uint8_t* scale_ptr(const CacheView& c, const PartView& part, const TokenRef& ref, int head) {
-  if (c.native) return ref.base + part.scale + ((ref.t & 7) * 4 + (ref.t >> 3)) * 2;
-  return ref.base + part.scale + head * part.scale_head;
+  if (c.native) return ref.scales + part.scale + ((ref.t & 7) * 4 + (ref.t >> 3)) * 2;
+  return ref.scales + part.scale + head * part.scale_head;
 }
 __device__ __forceinline__ std::uint8_t* zero_ptr(const CacheView& c, const PartView& part, const TokenRef& ref, int head) {
-  if (c.native) return ref.base + part.zero + ((ref.t & 7) * 2 + (ref.t >> 3)) * 2;
-  return ref.base + part.zero + head * part.scale_head;
+  if (c.native) return ref.scales + part.zero + ((ref.t & 7) * 2 + (ref.t >> 3)) * 2;
+  return ref.scales + part.zero + head * part.scale_head;
 }
 __device__ __forceinline__ float load_scale(const PartView& part, const std::uint8_t* p) {
   if (part.scale_f32) return *reinterpret_cast<const float*>(p);

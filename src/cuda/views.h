@@ -33,7 +33,7 @@ struct SideView {
 
 /// One side's place in a page.
 struct PartView {
-  std::int64_t codes = 0, scale = 0, zero = 0;  ///< byte offsets of head 0 within a token (row layouts) or a tile (native)
+  std::int64_t codes = 0, scale = 0, zero = 0;  ///< byte offsets of head 0 within a token (row layouts); within the code tile or scale block (native)
   std::int64_t codes_head = 0, scale_head = 0;  ///< row layouts: bytes from head to head
   int scale_f32 = 0;
 };
@@ -45,6 +45,8 @@ struct CacheView {
   int native = 0;
   int block_size = 0, num_kv_heads = 0, head_dim = 0;
   int tile_bytes = 0, v_piece = 0;    ///< native
+  int scale_bytes = 0;                ///< native: of a tile's scale block
+  std::int64_t scale_blocks = 0;      ///< native: where a page's scale blocks begin
   PartView k, v;
 };
 

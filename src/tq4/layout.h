@@ -11,7 +11,7 @@
 namespace tq4 {
 
 enum class LayoutKind : std::uint8_t {
-  Native,          ///< ours: 16-token tiles a head, in the order the decode kernel's MMA fragments want (see layout.cpp, FORMAT.md)
+  Native,          ///< ours: 16-token tiles a head, in the order the decode kernel's MMA fragments want (see native_tile, FORMAT.md)
   TurboquantVllm,  ///< [num_blocks, block_size, row]: row = [K idx, Hk * D/2 | K norms fp32 | V idx | V norms], high nibble = even dim
   Vllm             ///< [num_blocks, block_size, Hk, slot]: slot = [K idx | K norm fp16 | V idx | V scale fp16 | V zero fp16]
 };
@@ -40,16 +40,25 @@ std::int64_t page_bytes(const PageLayout& layout);  ///< bytes one page occupies
 /// Bytes that attention must read for one token of one kv head (codes and scales; no padding).
 std::int64_t token_head_bytes(const PageLayout& layout);
 
-/// Byte offsets of one native tile (16 tokens of one kv head). Page = [num_kv_heads][block_size / 16] tiles.
-///   K codes [16][k_row]            row-major, LSB first, k_row = D * k_bits / 8 (D for Fp8)
-///   V codes [2][8][4][2][v_piece]  token = 8*i0 + 2*i2 + i3, its row's bytes [i1 * v_piece, (i1+1) * v_piece), v_piece = D * v_bits / 64
-///   scales  [8][4] fp16            row g: K scale of token g, of token g+8, V scale of token g, of token g+8 (an unused one is 1)
-///   zeros   [8][2] fp16            only where V is Uniform: zero of token g, of token g+8
-/// Every part is a multiple of 16 bytes.
+/// Byte offsets within a native page. A page holds T = block_size / 16 tiles (16 tokens each) of every kv head, codes and scales apart:
+///   [num_kv_heads][T] code tiles of `bytes` bytes, then [num_kv_heads][T] scale blocks of `scale_bytes` bytes.
+/// Tile t of a head lies at (head * T + t) * bytes, its scale block at num_kv_heads * T * bytes + (head * T + t) * scale_bytes.
+/// Code tile:
+///   K codes [16][k_row]            at 0: row-major, LSB first, k_row = D * k_bits / 8 (D for Fp8)
+///   V codes [2][8][4][2][v_piece]  at v_offset = 16 * k_row: token = 8*i0 + 2*i2 + i3, its row's bytes [i1 * v_piece, (i1+1) * v_piece),
+///                                  v_piece = D * v_bits / 64
+/// Scale block:
+///   scales  [8][4] fp16            at 0: row g = K scale of token g, of token g+8, V scale of token g, of token g+8 (an unused one is 1)
+///   zeros   [8][2] fp16            at 64, only where V is Uniform: zero of token g, of token g+8
+/// Every part is a multiple of 16 bytes. A code tile is a multiple of 128 wherever a row of K codes is a multiple of 8 bytes: that, and
+/// tiles that begin at multiples of 128, is what bulk copies stream fastest (hence the scales' place after all codes of the page). Pages
+/// of an even number of tiles keep that alignment from page to page.
 struct NativeTile {
   int k_row, v_piece;
-  int k_offset, v_offset, scale_offset, zero_offset;  ///< zero_offset = -1 where there are none
-  int bytes;
+  int k_offset, v_offset;         ///< within the code tile
+  int bytes;                      ///< of a code tile
+  int scale_offset, zero_offset;  ///< within the scale block: 0, and 64 or -1 where there are no zeros
+  int scale_bytes;                ///< of a scale block: 64, or 96 with zeros
 };
 NativeTile native_tile(const CodecSpec& spec, int head_dim);
 

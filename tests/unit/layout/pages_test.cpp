@@ -123,7 +123,7 @@ TEST(VllmPages, RoundTripWithTokensOrHeadsOutermost) {
 }
 
 TEST(NativePages, AddressesAreTheDocumentedOnes) {
-  const CodecSpec spec = spec_from_name("k3v4");
+  const CodecSpec spec = spec_from_name("vllm:k3v4_nc");  // zeros too
   const PageLayout layout = make_layout(LayoutKind::Native, spec, 2, 128, 32);
   const NativeTile tile = native_tile(spec, 128);
   const std::int64_t n = 64;
@@ -146,9 +146,12 @@ TEST(NativePages, AddressesAreTheDocumentedOnes) {
     const std::uint8_t* piece = base + tile.v_offset + (((1 * 8 + i1) * 4 + 2) * 2 + 1) * tile.v_piece;
     EXPECT_EQ(0, std::memcmp(piece, v.codes.data() + vector * 64 + static_cast<std::size_t>(i1 * 8), 8)) << i1;
   }
-  // Row g = 5: K scales of tokens 5 and 13, V scales of tokens 5 and 13.
-  EXPECT_EQ(half_at(base + tile.scale_offset + 5 * 8 + 2), k.scale[vector]);
-  EXPECT_EQ(half_at(base + tile.scale_offset + 5 * 8 + 6), v.scale[vector]);
+  // Scale blocks follow the page's 2 * 2 code tiles. Row g = 5: K scales of tokens 5 and 13, V scales of tokens 5 and 13.
+  const std::uint8_t* scales = cache.data() + layout.block_stride + 2 * 2 * tile.bytes + 1 * 2 * tile.scale_bytes;
+  EXPECT_EQ(half_at(scales + 5 * 8 + 2), k.scale[vector]);
+  EXPECT_EQ(half_at(scales + 5 * 8 + 6), v.scale[vector]);
+  EXPECT_EQ(half_at(scales + 64 + 5 * 4 + 2), v.zero[vector]);
+  EXPECT_EQ(layout.block_stride, 2 * 2 * (tile.bytes + 96));
 }
 
 TEST(NativePages, UnusedScalesAreOne) {
@@ -158,7 +161,7 @@ TEST(NativePages, UnusedScalesAreOne) {
   const std::int64_t slot = 9;
   std::vector<std::uint8_t> cache(static_cast<std::size_t>(layout.block_stride), 0);
   write_pages(layout, k.in(), v.in(), &slot, 1, cache.data(), 1);
-  const std::uint8_t* scales = cache.data() + native_tile(spec, 64).scale_offset + 1 * 8;
+  const std::uint8_t* scales = cache.data() + native_tile(spec, 64).bytes + 1 * 8;
   EXPECT_EQ(scales[2] | scales[3] << 8, 0x3c00);
   EXPECT_EQ(scales[0] | scales[1] << 8, 0);
 }

@@ -57,15 +57,17 @@ TEST(LayoutSizes, NativeTiles) {
   EXPECT_EQ(k4v4.k_row, 64);
   EXPECT_EQ(k4v4.v_piece, 8);
   EXPECT_EQ(k4v4.v_offset, 1024);
-  EXPECT_EQ(k4v4.scale_offset, 2048);
+  EXPECT_EQ(k4v4.bytes, 2048);
+  EXPECT_EQ(k4v4.scale_offset, 0);
   EXPECT_EQ(k4v4.zero_offset, -1);
-  EXPECT_EQ(k4v4.bytes, 2112);
+  EXPECT_EQ(k4v4.scale_bytes, 64);
   const NativeTile vllm = native_tile(spec_from_name("vllm:k3v4_nc"), 128);
   EXPECT_EQ(vllm.k_row, 48);
-  EXPECT_EQ(vllm.zero_offset, 16 * 48 + 16 * 64 + 64);
-  EXPECT_EQ(vllm.bytes, vllm.zero_offset + 32);
+  EXPECT_EQ(vllm.bytes, 16 * 48 + 16 * 64);
+  EXPECT_EQ(vllm.zero_offset, 64);
+  EXPECT_EQ(vllm.scale_bytes, 96);
   const PageLayout layout = make_layout(LayoutKind::Native, spec_from_name("tq4"), 8, 128, 64);
-  EXPECT_EQ(layout.block_stride, 8 * 4 * 2112);
+  EXPECT_EQ(layout.block_stride, 8 * 4 * (2048 + 64));
   EXPECT_EQ(page_bytes(layout), layout.block_stride);
   EXPECT_EQ(token_head_bytes(layout), 132);
 }
@@ -80,7 +82,10 @@ TEST(LayoutSizes, EveryPartOfANativeTileIsAlignedTo16) {
       } catch (const Error&) {
         continue;  // value rows that are no multiple of 8 bytes; the refusal has its own test
       }
-      for (const int offset : {tile.k_offset, tile.v_offset, tile.scale_offset, tile.bytes}) EXPECT_EQ(offset % 16, 0) << name << " " << dim;
+      for (const int offset : {tile.k_offset, tile.v_offset, tile.bytes, tile.scale_offset, tile.scale_bytes}) EXPECT_EQ(offset % 16, 0) << name << " " << dim;
+      if (tile.k_row % 8 == 0) {
+        EXPECT_EQ(tile.bytes % 128, 0) << name << " " << dim;
+      }
       if (tile.zero_offset >= 0) {
         EXPECT_EQ(tile.zero_offset % 16, 0) << name << " " << dim;
       }
