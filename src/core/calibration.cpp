@@ -42,7 +42,8 @@ std::uint64_t calibration_fingerprint(std::string_view model, const std::vector<
 
 void check_calibration(const Calibration& calibration, const DumpInfo& dump) {
   const auto refuse = [&](const std::string& why) {
-    throw Error(ErrorCode::BadInput, "the calibration does not fit this dump: " + why + "; calibrate on a dump of the same model", dump.path);
+    throw Error(ErrorCode::BadInput, "the calibration does not fit this dump: " + why + "; calibrate on a dump of the same model",
+                dump.path);
   };
   if (calibration_fingerprint(dump.model, calibration.layers) != calibration.fingerprint) {
     refuse("it was made for model \"" + calibration.model + "\", the dump is of \"" + dump.model + "\" (fingerprints differ)");
@@ -52,8 +53,9 @@ void check_calibration(const Calibration& calibration, const DumpInfo& dump) {
     if (tables == nullptr) {
       refuse("it has no layer " + std::to_string(layer.layer));
     } else if (tables->num_kv_heads != layer.num_kv_heads || tables->head_dim != layer.head_dim) {
-      refuse("layer " + std::to_string(layer.layer) + " has " + std::to_string(layer.num_kv_heads) + " kv heads of " + std::to_string(layer.head_dim) +
-             ", the calibration " + std::to_string(tables->num_kv_heads) + " of " + std::to_string(tables->head_dim));
+      refuse("layer " + std::to_string(layer.layer) + " has " + std::to_string(layer.num_kv_heads) + " kv heads of " +
+             std::to_string(layer.head_dim) + ", the calibration " + std::to_string(tables->num_kv_heads) + " of " +
+             std::to_string(tables->head_dim));
     }
   }
 }
@@ -63,7 +65,8 @@ HeadTransform head_transform(const LayerCalibration* layer, Side side, int head,
   transform.position0 = position0;
   if (layer == nullptr) return transform;
   if (head < 0 || head >= layer->num_kv_heads) {
-    throw Error(ErrorCode::Usage, "head " + std::to_string(head) + " of a layer calibrated for " + std::to_string(layer->num_kv_heads) + " kv heads");
+    throw Error(ErrorCode::Usage,
+                "head " + std::to_string(head) + " of a layer calibrated for " + std::to_string(layer->num_kv_heads) + " kv heads");
   }
   const SideCalibration& tables = side == Side::K ? layer->k : layer->v;
   const auto dim = static_cast<std::size_t>(layer->head_dim);

@@ -29,8 +29,8 @@ void check_native(const CodecSpec& spec, int head_dim) {
   }
   if (core::has_zero(spec.k)) unsupported(LayoutKind::Native, "pages have no place for the zeros of uniform keys");
   if (code_bytes(spec.v, head_dim) % 8 != 0) {
-    unsupported(LayoutKind::Native, "a row of value codes must be a multiple of 8 bytes, not " + std::to_string(code_bytes(spec.v, head_dim)) +
-                                        " (head_dim " + std::to_string(head_dim) + ")");
+    unsupported(LayoutKind::Native, "a row of value codes must be a multiple of 8 bytes, not " +
+                                        std::to_string(code_bytes(spec.v, head_dim)) + " (head_dim " + std::to_string(head_dim) + ")");
   }
 }
 
@@ -92,7 +92,8 @@ PageLayout make_layout(LayoutKind kind, const CodecSpec& spec, int num_kv_heads,
   validate(spec.k, head_dim);
   validate(spec.v, head_dim);
   if (num_kv_heads < 1 || block_size < 1) {
-    throw Error(ErrorCode::Usage, "a page needs at least one kv head and one token, not " + std::to_string(num_kv_heads) + " and " + std::to_string(block_size));
+    throw Error(ErrorCode::Usage, "a page needs at least one kv head and one token, not " + std::to_string(num_kv_heads) + " and " +
+                                      std::to_string(block_size));
   }
   PageLayout layout;
   layout.kind = kind;
@@ -102,7 +103,8 @@ PageLayout make_layout(LayoutKind kind, const CodecSpec& spec, int num_kv_heads,
   layout.block_size = block_size;
   switch (kind) {
     case LayoutKind::Native:
-      if (block_size % 16 != 0) throw Error(ErrorCode::Usage, "block_size of native pages must be a multiple of 16, not " + std::to_string(block_size));
+      if (block_size % 16 != 0)
+        throw Error(ErrorCode::Usage, "block_size of native pages must be a multiple of 16, not " + std::to_string(block_size));
       layout.block_stride = page_bytes(layout);
       break;
     case LayoutKind::TurboquantVllm:
@@ -147,7 +149,8 @@ std::int64_t page_bytes(const PageLayout& layout) {
 
 std::int64_t token_head_bytes(const PageLayout& layout) {
   if (layout.kind == LayoutKind::TurboquantVllm) return 2 * (layout.head_dim / 2 + 4);
-  return code_bytes(layout.spec.k, layout.head_dim) + side_bytes(layout.spec.k) + code_bytes(layout.spec.v, layout.head_dim) + side_bytes(layout.spec.v);
+  return code_bytes(layout.spec.k, layout.head_dim) + side_bytes(layout.spec.k) + code_bytes(layout.spec.v, layout.head_dim) +
+         side_bytes(layout.spec.v);
 }
 
 }  // namespace tq4

@@ -96,7 +96,8 @@ struct Shape {
 /// Planes of vector i.
 template <class Planes>
 Planes at(const Planes& p, std::int64_t i, std::size_t code_bytes) {
-  return {p.codes + i * static_cast<std::int64_t>(code_bytes), p.scale ? p.scale + i : nullptr, p.zero ? p.zero + i : nullptr, nullptr, nullptr};
+  return {p.codes + i * static_cast<std::int64_t>(code_bytes), p.scale ? p.scale + i : nullptr, p.zero ? p.zero + i : nullptr, nullptr,
+          nullptr};
 }
 
 template <class Direction>
@@ -110,7 +111,8 @@ void move_native(const Shape& s, typename Direction::Byte* page, int token, int 
   const int i0 = t / 8, i2 = t % 8 / 2, i3 = t % 2;
   for (int i1 = 0; i1 < 8; ++i1) {
     const int piece = ((i0 * 8 + i1) * 4 + i2) * 2 + i3;
-    Direction::bytes(tile + s.tile.v_offset + piece * s.tile.v_piece, v.codes + i1 * s.tile.v_piece, static_cast<std::size_t>(s.tile.v_piece));
+    Direction::bytes(tile + s.tile.v_offset + piece * s.tile.v_piece, v.codes + i1 * s.tile.v_piece,
+                     static_cast<std::size_t>(s.tile.v_piece));
   }
   typename Direction::Byte* scales = scale_block + s.tile.scale_offset + g * 8 + high * 2;
   s.k_scale ? Direction::half(scales, k.scale) : Direction::unused_half(scales);
@@ -119,7 +121,8 @@ void move_native(const Shape& s, typename Direction::Byte* page, int token, int 
 }
 
 template <class Direction>
-void move_turboquant_vllm(const Shape& s, typename Direction::Byte* row, int head, const typename Direction::Planes& k, const typename Direction::Planes& v) {
+void move_turboquant_vllm(const Shape& s, typename Direction::Byte* row, int head, const typename Direction::Planes& k,
+                          const typename Direction::Planes& v) {
   const int heads = s.layout.num_kv_heads, dim = s.layout.head_dim, half_dim = dim / 2;
   Direction::nibbles(row + head * half_dim, k.codes, dim, s.layout.spec.k.bits);
   Direction::word(row + heads * half_dim + head * 4, k.scale);
@@ -142,8 +145,8 @@ void move_vllm(const Shape& s, typename Direction::Byte* slot, const typename Di
 }
 
 template <class Direction>
-void move_pages(const PageLayout& layout, typename Direction::Byte* cache, std::int64_t num_blocks, const std::int64_t* slots, std::int64_t n,
-                const typename Direction::Planes& k, const typename Direction::Planes& v) {
+void move_pages(const PageLayout& layout, typename Direction::Byte* cache, std::int64_t num_blocks, const std::int64_t* slots,
+                std::int64_t n, const typename Direction::Planes& k, const typename Direction::Planes& v) {
   const Shape s(layout);
   if (n < 0) throw Error(ErrorCode::Usage, "the number of tokens is negative");
   if (n == 0) return;
@@ -181,8 +184,8 @@ void write_pages(const PageLayout& layout, const EncodedIn& k, const EncodedIn& 
   move_pages<Writer>(layout, cache, num_blocks, slot_mapping, n, k, v);
 }
 
-void read_pages(const PageLayout& layout, const std::uint8_t* cache, std::int64_t num_blocks, const std::int64_t* slot_mapping, std::int64_t n,
-                const EncodedOut& k, const EncodedOut& v) {
+void read_pages(const PageLayout& layout, const std::uint8_t* cache, std::int64_t num_blocks, const std::int64_t* slot_mapping,
+                std::int64_t n, const EncodedOut& k, const EncodedOut& v) {
   move_pages<Reader>(layout, cache, num_blocks, slot_mapping, n, k, v);
 }
 

@@ -14,8 +14,9 @@ namespace tq4 {
 void reference_attention(const float* q, const float* k, const float* v, int q_len, std::int64_t seq_len, int num_q_heads, int num_kv_heads,
                          int head_dim, const AttentionOptions& options, double* out, double* lse) {
   if (q_len < 0 || seq_len < 0 || head_dim <= 0 || num_kv_heads <= 0 || num_q_heads <= 0 || num_q_heads % num_kv_heads != 0) {
-    throw Error(ErrorCode::Usage, "attention needs head_dim > 0, lengths >= 0 and a number of query heads that is a multiple of the kv heads (" +
-                                      std::to_string(num_q_heads) + " / " + std::to_string(num_kv_heads) + ")");
+    throw Error(ErrorCode::Usage,
+                "attention needs head_dim > 0, lengths >= 0 and a number of query heads that is a multiple of the kv heads (" +
+                    std::to_string(num_q_heads) + " / " + std::to_string(num_kv_heads) + ")");
   }
   constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
   const double sm_scale = options.sm_scale != 0 ? options.sm_scale : 1.0 / std::sqrt(static_cast<double>(head_dim));

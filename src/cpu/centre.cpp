@@ -8,12 +8,18 @@
 namespace tq4::cpu {
 
 Centre::Centre(const HeadTransform& transform, int dim)
-    : dim_(dim), rotary_(transform.rope_mu != nullptr), constant_(transform.centre), mu_(transform.rope_mu), position0_(transform.position0) {
+    : dim_(dim),
+      rotary_(transform.rope_mu != nullptr),
+      constant_(transform.centre),
+      mu_(transform.rope_mu),
+      position0_(transform.position0) {
   if (!rotary_) return;
   if (transform.rope_dim < 0 || transform.rope_dim % 2 != 0 || transform.rope_dim > dim) {
-    throw Error(ErrorCode::Usage, "rope_dim " + std::to_string(transform.rope_dim) + " must be even and at most head_dim " + std::to_string(dim));
+    throw Error(ErrorCode::Usage,
+                "rope_dim " + std::to_string(transform.rope_dim) + " must be even and at most head_dim " + std::to_string(dim));
   }
-  if (transform.rope_dim > 0 && !(transform.rope_theta > 0)) throw Error(ErrorCode::Usage, "rope_theta must be positive where rope_mu is given");
+  if (transform.rope_dim > 0 && !(transform.rope_theta > 0))
+    throw Error(ErrorCode::Usage, "rope_theta must be positive where rope_mu is given");
   half_ = transform.rope_dim / 2;
   frequency_.resize(static_cast<std::size_t>(half_));
   for (int i = 0; i < half_; ++i) frequency_[static_cast<std::size_t>(i)] = std::pow(transform.rope_theta, -2.0 * i / transform.rope_dim);

@@ -25,12 +25,12 @@ enum class TransformKind : std::uint8_t {
 struct TransformTables {
   TransformKind kind = TransformKind::None;
   int dim = 0;
-  const float* forward = nullptr;     ///< Dense: [D, D] row-major
-  const float* forward_t = nullptr;   ///< Dense: its transpose; never null with forward
-  const float* inverse = nullptr;     ///< Dense: [D, D] row-major
-  const float* inverse_t = nullptr;   ///< Dense: its transpose
-  const float* signs = nullptr;       ///< Hadamard: [D] of +-1 or null
-  const int* blocks = nullptr;        ///< Hadamard: sizes (powers of two) of the diagonal blocks
+  const float* forward = nullptr;    ///< Dense: [D, D] row-major
+  const float* forward_t = nullptr;  ///< Dense: its transpose; never null with forward
+  const float* inverse = nullptr;    ///< Dense: [D, D] row-major
+  const float* inverse_t = nullptr;  ///< Dense: its transpose
+  const float* signs = nullptr;      ///< Hadamard: [D] of +-1 or null
+  const int* blocks = nullptr;       ///< Hadamard: sizes (powers of two) of the diagonal blocks
   int block_count = 0;
 };
 
@@ -38,9 +38,9 @@ struct TransformTables {
 struct CodeTables {
   CodeKind kind = CodeKind::Mse;
   int dim = 0;
-  int bits = 0;                 ///< stored bits of a code: the spec's, one less for Prod; 8 for Fp8, 16 for Fp16
-  int outliers = 0;             ///< Mixed: coordinates 0 .. outliers-1 take bits + 1 (a multiple of 8); else 0
-  std::size_t code_bytes = 0;   ///< bytes of a row of codes
+  int bits = 0;                ///< stored bits of a code: the spec's, one less for Prod; 8 for Fp8, 16 for Fp16
+  int outliers = 0;            ///< Mixed: coordinates 0 .. outliers-1 take bits + 1 (a multiple of 8); else 0
+  std::size_t code_bytes = 0;  ///< bytes of a row of codes
   ScaleRule scale_rule = ScaleRule::LeastSquares;
   ScaleDType scale_dtype = ScaleDType::F16;
   Fp8Kind fp8 = Fp8Kind::E4M3;
@@ -81,11 +81,13 @@ const Kernels& simd_kernels();
 /// The planes from row `first` on.
 inline EncodedOut planes_at(const EncodedOut& p, const CodeTables& t, std::int64_t first) {
   return {p.codes ? p.codes + first * static_cast<std::int64_t>(t.code_bytes) : nullptr, p.scale ? p.scale + first : nullptr,
-          p.zero ? p.zero + first : nullptr, p.signs ? p.signs + first * (t.dim / 8) : nullptr, p.residual_norm ? p.residual_norm + first : nullptr};
+          p.zero ? p.zero + first : nullptr, p.signs ? p.signs + first * (t.dim / 8) : nullptr,
+          p.residual_norm ? p.residual_norm + first : nullptr};
 }
 inline EncodedIn planes_at(const EncodedIn& p, const CodeTables& t, std::int64_t first) {
   return {p.codes ? p.codes + first * static_cast<std::int64_t>(t.code_bytes) : nullptr, p.scale ? p.scale + first : nullptr,
-          p.zero ? p.zero + first : nullptr, p.signs ? p.signs + first * (t.dim / 8) : nullptr, p.residual_norm ? p.residual_norm + first : nullptr};
+          p.zero ? p.zero + first : nullptr, p.signs ? p.signs + first * (t.dim / 8) : nullptr,
+          p.residual_norm ? p.residual_norm + first : nullptr};
 }
 
 }  // namespace tq4::cpu

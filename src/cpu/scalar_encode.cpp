@@ -127,9 +127,7 @@ void scalar_encode(const CodeTables& t, const float* y, std::int64_t n, const En
         pack_row(t, codes, row.codes);
         break;
       case CodeKind::Fp8:
-      case CodeKind::Fp16:
-        encode_bytes(t, y, row.codes);
-        break;
+      case CodeKind::Fp16: encode_bytes(t, y, row.codes); break;
     }
   }
 }

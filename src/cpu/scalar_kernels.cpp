@@ -15,7 +15,7 @@ std::int64_t scalar_find_nonfinite(const float* x, std::size_t count) {
 }
 
 const Kernels& scalar_kernels() {
-  static constexpr Kernels table = {"scalar",      scalar_load,   scalar_find_nonfinite, scalar_transform, scalar_inverse_transform,
+  static constexpr Kernels table = {"scalar",      scalar_load,  scalar_find_nonfinite, scalar_transform, scalar_inverse_transform,
                                     scalar_encode, scalar_decode};
   return table;
 }

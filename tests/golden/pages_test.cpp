@@ -33,7 +33,8 @@ std::vector<std::int64_t> slots_of(const File& file, const std::string& group, s
 std::vector<std::uint8_t> codes_of(const Codec& codec, const std::vector<std::uint8_t>& packed) {
   const std::size_t rows = packed.size() / codec.code_bytes(), dim = static_cast<std::size_t>(codec.head_dim());
   std::vector<std::uint8_t> codes(rows * dim);
-  for (std::size_t r = 0; r < rows; ++r) core::unpack_codes(packed.data() + r * codec.code_bytes(), dim, codec.spec().bits, codes.data() + r * dim);
+  for (std::size_t r = 0; r < rows; ++r)
+    core::unpack_codes(packed.data() + r * codec.code_bytes(), dim, codec.spec().bits, codes.data() + r * dim);
   return codes;
 }
 
@@ -63,7 +64,8 @@ int count_interpreter_bytes(const std::vector<float>& x, const Planes& ours, con
 }
 
 /// Codes that differ between ours and theirs; each must lie within 1e-5 of a boundary (in double, from the vector itself).
-int count_boundary_codes(const Codec& codec, const std::vector<float>& x, const Planes& ours, const Planes& theirs, const std::string& what) {
+int count_boundary_codes(const Codec& codec, const std::vector<float>& x, const Planes& ours, const Planes& theirs,
+                         const std::string& what) {
   const std::vector<std::uint8_t> a = codes_of(codec, ours.codes), b = codes_of(codec, theirs.codes);
   const auto dim = static_cast<std::size_t>(codec.head_dim());
   int differing = 0;
@@ -81,7 +83,8 @@ int count_boundary_codes(const Codec& codec, const std::vector<float>& x, const 
       position = norm == 0 ? 0 : y / std::sqrt(norm);
       for (const double boundary : codec.codebook().boundaries) distance = std::min(distance, std::abs(position - boundary));
     }
-    EXPECT_LE(distance, 1e-5) << what << " vector " << i / dim << " coordinate " << i % dim << " at " << position << ": code " << int(a[i]) << ", theirs " << int(b[i]);
+    EXPECT_LE(distance, 1e-5) << what << " vector " << i / dim << " coordinate " << i % dim << " at " << position << ": code " << int(a[i])
+                              << ", theirs " << int(b[i]);
   }
   return differing;
 }
@@ -89,7 +92,8 @@ int count_boundary_codes(const Codec& codec, const std::vector<float>& x, const 
 std::vector<float> head_major(const std::vector<float>& token_major, std::size_t tokens, std::size_t heads, std::size_t dim) {
   std::vector<float> out(token_major.size());
   for (std::size_t t = 0; t < tokens; ++t) {
-    for (std::size_t h = 0; h < heads; ++h) std::memcpy(&out[(h * tokens + t) * dim], &token_major[(t * heads + h) * dim], dim * sizeof(float));
+    for (std::size_t h = 0; h < heads; ++h)
+      std::memcpy(&out[(h * tokens + t) * dim], &token_major[(t * heads + h) * dim], dim * sizeof(float));
   }
   return out;
 }
@@ -144,7 +148,8 @@ struct PageCase {
     EXPECT_EQ(v_ours.scale, v_theirs.scale) << name;
     EXPECT_EQ(v_ours.zero, v_theirs.zero) << name;
     const bool fp8 = k.spec().kind == CodeKind::Fp8;
-    const int k_differing = fp8 ? count_interpreter_bytes(k_in, k_ours, k_theirs) : count_boundary_codes(k, k_in, k_ours, k_theirs, name + " k");
+    const int k_differing =
+        fp8 ? count_interpreter_bytes(k_in, k_ours, k_theirs) : count_boundary_codes(k, k_in, k_ours, k_theirs, name + " k");
     const int differing = k_differing + count_boundary_codes(v, v_in, v_ours, v_theirs, name + " v");
     std::printf("%-32s %d of %zu codes differ, %s\n", name.c_str(), differing, k_in.size() + v_in.size(),
                 fp8 ? "by the rounding of Triton's interpreter" : "all within 1e-5 of a boundary");
@@ -163,11 +168,13 @@ struct PageCase {
   /// Attention over their pages, [q heads, dim].
   std::vector<double> attention(const File& file, const std::string& group) const {
     const auto q = file.read<float>(group + "/q");
-    const auto heads = static_cast<std::size_t>(layout.num_kv_heads), dim = static_cast<std::size_t>(layout.head_dim), n = static_cast<std::size_t>(tokens);
+    const auto heads = static_cast<std::size_t>(layout.num_kv_heads), dim = static_cast<std::size_t>(layout.head_dim),
+               n = static_cast<std::size_t>(tokens);
     const std::vector<float> keys = head_major(test::decode(k, gather(layout, cache, Side::K), vectors()), n, heads, dim);
     const std::vector<float> values = head_major(test::decode(v, gather(layout, cache, Side::V), vectors()), n, heads, dim);
     std::vector<double> out(q.size());
-    reference_attention(q.data.data(), keys.data(), values.data(), 1, tokens, static_cast<int>(q.shape[1]), layout.num_kv_heads, layout.head_dim, {}, out.data(), nullptr);
+    reference_attention(q.data.data(), keys.data(), values.data(), 1, tokens, static_cast<int>(q.shape[1]), layout.num_kv_heads,
+                        layout.head_dim, {}, out.data(), nullptr);
     return out;
   }
 };
@@ -187,7 +194,8 @@ TEST_P(TurboquantVllmGolden, PagesBothWaysAndAttention) {
     std::vector<float> rotated(pages.k_in.size());
     pages.k.decode_rotated(planes.in(), pages.vectors(), rotated.data());
     const auto expected = file.read<float>(which + "_dequant_rotated");
-    for (std::size_t i = 0; i < rotated.size(); ++i) ASSERT_NEAR(rotated[i], expected[i], 1e-3 * std::abs(expected[i]) + 1e-7) << which << " " << i;
+    for (std::size_t i = 0; i < rotated.size(); ++i)
+      ASSERT_NEAR(rotated[i], expected[i], 1e-3 * std::abs(expected[i]) + 1e-7) << which << " " << i;
     // The same bytes from the packed rows alone, without a page.
     const auto packed = file.read<std::uint8_t>(which + "_packed");
     std::vector<std::uint8_t> nibbles(packed.size() * 2);
@@ -218,7 +226,8 @@ TEST_P(TurboquantVllmGolden, PaddedRowsHoldTheSameBytes) {
   write_pages(padded, k.in(), v.in(), pages.slots.data(), pages.tokens, wide.data(), pages.blocks);
   for (const std::int64_t slot : pages.slots) {
     const std::uint8_t* row = wide.data() + slot * padded.token_stride;
-    EXPECT_EQ(0, std::memcmp(row, pages.cache.data() + slot * pages.layout.token_stride, static_cast<std::size_t>(pages.layout.token_stride)));
+    EXPECT_EQ(0,
+              std::memcmp(row, pages.cache.data() + slot * pages.layout.token_stride, static_cast<std::size_t>(pages.layout.token_stride)));
     for (std::int64_t b = pages.layout.token_stride; b < padded.token_stride; ++b) ASSERT_EQ(row[b], 0x5a);
   }
   EXPECT_TRUE(pages.gather(padded, wide, Side::K) == k);
@@ -258,7 +267,8 @@ TEST_P(VllmGolden, PagesBothWaysAndAttention) {
 std::vector<VllmCase> vllm_cases() {
   std::vector<VllmCase> cases;
   for (const int dim : {64, 128, 256}) {
-    for (const auto& [preset, spec] : {std::pair{"k8v4", "vllm:k8v4"}, {"4bit_nc", "vllm:4bit_nc"}, {"k3v4_nc", "vllm:k3v4_nc"}, {"3bit_nc", "vllm:3bit_nc"}}) {
+    for (const auto& [preset, spec] :
+         {std::pair{"k8v4", "vllm:k8v4"}, {"4bit_nc", "vllm:4bit_nc"}, {"k3v4_nc", "vllm:k3v4_nc"}, {"3bit_nc", "vllm:3bit_nc"}}) {
       cases.push_back({preset, spec, dim});
     }
   }

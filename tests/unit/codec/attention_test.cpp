@@ -16,7 +16,13 @@ struct Problem {
   std::vector<float> q, k, v;
 
   Problem(int ql, int s, int hq, int hk, int d)
-      : q_len(ql), seq_len(s), q_heads(hq), kv_heads(hk), dim(d), q(test::gaussian_vectors(ql * hq, d, 1)), k(test::gaussian_vectors(hk * s, d, 2)),
+      : q_len(ql),
+        seq_len(s),
+        q_heads(hq),
+        kv_heads(hk),
+        dim(d),
+        q(test::gaussian_vectors(ql * hq, d, 1)),
+        k(test::gaussian_vectors(hk * s, d, 2)),
         v(test::gaussian_vectors(hk * s, d, 3)) {}
 };
 
@@ -50,7 +56,8 @@ void brute_force(const Problem& p, const AttentionOptions& o, std::vector<double
       for (int t = 0; t < p.seq_len && total > 0; ++t) {
         for (int d = 0; d < p.dim; ++d) {
           out[row * static_cast<std::size_t>(p.dim) + static_cast<std::size_t>(d)] +=
-              static_cast<double>(weights[static_cast<std::size_t>(t)] / total * static_cast<long double>(p.v[static_cast<std::size_t>((kv * p.seq_len + t) * p.dim + d)]));
+              static_cast<double>(weights[static_cast<std::size_t>(t)] / total *
+                                  static_cast<long double>(p.v[static_cast<std::size_t>((kv * p.seq_len + t) * p.dim + d)]));
         }
       }
     }
@@ -87,7 +94,8 @@ TEST(ReferenceAttention, EveryOptionAloneAndTogether) {
         if (mask & 8) o.sink_logits = sinks;
         if (mask & 16) o.causal = false;
         if (mask & 32) o.sm_scale = 0.7;
-        compare(p, o, ("options " + std::to_string(mask) + " q_len " + std::to_string(q_len) + " seq_len " + std::to_string(seq_len)).c_str());
+        compare(p, o,
+                ("options " + std::to_string(mask) + " q_len " + std::to_string(q_len) + " seq_len " + std::to_string(seq_len)).c_str());
       }
     }
   }

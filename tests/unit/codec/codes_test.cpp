@@ -47,7 +47,8 @@ TEST(Codes, AreTheCellsOfTheCodebookAtTheirBitOffset) {
         code |= (planes.codes[static_cast<std::size_t>(bit / 8)] >> (bit % 8) & 1) << b;
       }
       const auto& bounds = codec.codebook().boundaries;
-      const auto expected = std::upper_bound(bounds.begin(), bounds.end(), static_cast<double>(x[static_cast<std::size_t>(j)]) / norm) - bounds.begin();
+      const auto expected =
+          std::upper_bound(bounds.begin(), bounds.end(), static_cast<double>(x[static_cast<std::size_t>(j)]) / norm) - bounds.begin();
       EXPECT_EQ(code, expected) << "bits " << bits << " coordinate " << j;
     }
   }
@@ -82,7 +83,8 @@ TEST(Scales, LeastSquaresIsTheBestAndUnbiasedGivesTrueInnerProducts) {
     const Planes p_best = test::encode(best, x), p_norm = test::encode(norm, x), p_unbiased = test::encode(unbiased, x);
     EXPECT_EQ(p_best.codes, p_norm.codes);
     EXPECT_EQ(p_best.codes, p_unbiased.codes);
-    const std::vector<float> b = test::decode(best, p_best, 50), u = test::decode(unbiased, p_unbiased, 50), c = test::decode(norm, p_norm, 50);
+    const std::vector<float> b = test::decode(best, p_best, 50), u = test::decode(unbiased, p_unbiased, 50),
+                             c = test::decode(norm, p_norm, 50);
     for (int i = 0; i < 50; ++i) {
       const float *xi = x.data() + i * dim, *bi = b.data() + i * dim, *ui = u.data() + i * dim;
       const double energy = dot(xi, xi, dim);
@@ -130,7 +132,8 @@ TEST(Prod, IsUnbiasedAndHasThePapersDistortion) {
       plain_self += dot(xi, z.data() + i * dim, dim);
     }
     const double count = static_cast<double>(n);
-    std::printf("prod %d bits: distortion x d %.4f (%.4f), <x, x^> %.4f (mse alone %.4f)\n", bits, squared / count * dim, expected[bits - 2], self / count, plain_self / count);
+    std::printf("prod %d bits: distortion x d %.4f (%.4f), <x, x^> %.4f (mse alone %.4f)\n", bits, squared / count * dim,
+                expected[bits - 2], self / count, plain_self / count);
     EXPECT_NEAR(squared / count * dim / expected[bits - 2], 1.0, 0.05) << bits;
     EXPECT_LT(std::abs(mean / count), 4 * std::sqrt(squared) / count) << bits;
     EXPECT_NEAR(self / count, 1.0, 0.003) << bits;
@@ -184,7 +187,8 @@ TEST(Pairs, EveryPairTakesItsNearestPoint) {
       const auto at = static_cast<std::size_t>(i * dim + j);
       double nearest = 1e9;
       for (std::size_t p = 0; p < points.size(); p += 2) {
-        nearest = std::min(nearest, std::hypot(x[at] / norm - static_cast<double>(points[p]), x[at + 1] / norm - static_cast<double>(points[p + 1])));
+        nearest = std::min(
+            nearest, std::hypot(x[at] / norm - static_cast<double>(points[p]), x[at + 1] / norm - static_cast<double>(points[p + 1])));
       }
       EXPECT_NEAR(std::hypot(static_cast<double>(x[at] - back[at]), static_cast<double>(x[at + 1] - back[at + 1])) / norm, nearest, 1e-5);
     }
@@ -198,7 +202,10 @@ TEST(NormCorrection, DecodesToTheStoredNorm) {
   const std::vector<float> x = test::gaussian_vectors(30, 64, 5);
   const Planes planes = test::encode(codec, x);
   const std::vector<float> back = test::decode(codec, planes, 30);
-  for (int i = 0; i < 30; ++i) EXPECT_NEAR(std::sqrt(dot(back.data() + i * 64, back.data() + i * 64, 64)) / static_cast<double>(planes.scale[static_cast<std::size_t>(i)]), 1.0, 1e-5);
+  for (int i = 0; i < 30; ++i)
+    EXPECT_NEAR(
+        std::sqrt(dot(back.data() + i * 64, back.data() + i * 64, 64)) / static_cast<double>(planes.scale[static_cast<std::size_t>(i)]),
+        1.0, 1e-5);
 }
 
 TEST(Fp8, BytesAreTheConversionsOfTypes) {

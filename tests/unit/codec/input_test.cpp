@@ -14,7 +14,8 @@ namespace {
 
 using test::Planes;
 
-const char* const kNames[] = {"tq1", "tq2", "tq3", "tq4", "tq5", "tq6", "tq7", "tq8", "tq2.5", "tq3.5", "k2v2-prod", "k3v3-prod", "k5v5-prod", "tq3-2d", "fp8", "fp16"};
+const char* const kNames[] = {"tq1",   "tq2",   "tq3",       "tq4",       "tq5",       "tq6",    "tq7", "tq8",
+                              "tq2.5", "tq3.5", "k2v2-prod", "k3v3-prod", "k5v5-prod", "tq3-2d", "fp8", "fp16"};
 
 SideSpec side_of(const char* name) { return spec_from_name(name).k; }
 
@@ -35,8 +36,10 @@ TEST(CodecInput, EveryCodecTakesEveryMultipleOf8) {
       SideSpec spec = side_of(name);
       if (spec.rotation == RotationKind::Haar) spec.rotation = RotationKind::HadamardSigned;
       const Codec codec(spec, dim);
-      const double limit = spec.kind == CodeKind::Prod ? 1.12 * codec.theoretical_mse()
-                           : spec.kind == CodeKind::Fp8 ? 1e-3 : spec.kind == CodeKind::Fp16 ? 1e-7 : 1.12 * codec.theoretical_mse();
+      const double limit = spec.kind == CodeKind::Prod   ? 1.12 * codec.theoretical_mse()
+                           : spec.kind == CodeKind::Fp8  ? 1e-3
+                           : spec.kind == CodeKind::Fp16 ? 1e-7
+                                                         : 1.12 * codec.theoretical_mse();
       const double error = test::round_trip_error(codec, test::gaussian_vectors(64, dim, 3));
       EXPECT_LT(error, limit) << name << " at " << dim;
       EXPECT_GT(error, 0) << name << " at " << dim;
@@ -96,7 +99,9 @@ TEST(CodecInput, NanAndInfinityAreRefusedWithTheirPosition) {
   std::vector<std::uint16_t> halves(32, 0x3c00);
   halves[5] = 0x7c00;
   Planes planes(codec, 1);
-  EXPECT_NE(thrown_by([&] { codec.encode(halves.data(), DType::F16, 1, planes.out()); }).message().find("infinity at vector 0, coordinate 5"), std::string::npos);
+  EXPECT_NE(
+      thrown_by([&] { codec.encode(halves.data(), DType::F16, 1, planes.out()); }).message().find("infinity at vector 0, coordinate 5"),
+      std::string::npos);
 }
 
 TEST(CodecInput, VectorsWhoseSquaredNormOverflowsAreRefused) {
@@ -141,7 +146,8 @@ TEST(CodecInput, BytesDoNotDependOnHowTheRowsAreCutOrWhoRunsThem) {
     EXPECT_TRUE(whole == test::encode(codec, x, {}, scalar)) << name;
     for (const std::int64_t i : {0, 1, 255, 256, 257, 699}) {
       const Planes one = test::encode(codec, std::vector<float>(x.begin() + i * 64, x.begin() + (i + 1) * 64));
-      EXPECT_TRUE(std::equal(one.codes.begin(), one.codes.end(), whole.codes.begin() + i * static_cast<std::int64_t>(codec.code_bytes()))) << name << " " << i;
+      EXPECT_TRUE(std::equal(one.codes.begin(), one.codes.end(), whole.codes.begin() + i * static_cast<std::int64_t>(codec.code_bytes())))
+          << name << " " << i;
       if (codec.has_scale()) {
         EXPECT_EQ(one.scale[0], whole.scale[static_cast<std::size_t>(i)]) << name << " " << i;
       }
@@ -155,7 +161,8 @@ TEST(CodecTables, ACodecBuiltFromStoredTablesGivesTheSameBytes) {
   for (const char* name : {"tq3", "tq2.5", "k3v3-prod", "tq4-2d", "vllm:3bit_nc", "fp8"}) {
     const Codec made(side_of(name), 64);
     const Codec stored(made.spec(), 64, made.codebook(), made.rotation(), made.pair_table().points.empty() ? nullptr : &made.pair_table(),
-                       made.outlier_codebook().centroids.empty() ? nullptr : &made.outlier_codebook(), made.qjl_matrix().empty() ? nullptr : &made.qjl_matrix());
+                       made.outlier_codebook().centroids.empty() ? nullptr : &made.outlier_codebook(),
+                       made.qjl_matrix().empty() ? nullptr : &made.qjl_matrix());
     const std::vector<float> x = test::gaussian_vectors(30, 64, 2);
     EXPECT_TRUE(test::encode(made, x) == test::encode(stored, x)) << name;
   }
@@ -168,7 +175,8 @@ TEST(CodecTables, ACodecBuiltFromStoredTablesGivesTheSameBytes) {
   EXPECT_FLOAT_EQ(test::encode(other, x).scale[0], test::encode(made, x).scale[0] / 2);
   wider.centroids.pop_back();
   EXPECT_EQ(thrown_by([&] { Codec(made.spec(), 64, wider, made.rotation(), nullptr); }).code(), ErrorCode::BadInput);
-  EXPECT_EQ(thrown_by([&] { Codec(made.spec(), 64, made.codebook(), make_rotation(RotationKind::Haar, 32, 1), nullptr); }).code(), ErrorCode::BadInput);
+  EXPECT_EQ(thrown_by([&] { Codec(made.spec(), 64, made.codebook(), make_rotation(RotationKind::Haar, 32, 1), nullptr); }).code(),
+            ErrorCode::BadInput);
   PairTable short_table{3, 64, std::vector<float>(20)};
   EXPECT_EQ(thrown_by([&] { Codec(side_of("tq3-2d"), 64, made.codebook(), made.rotation(), &short_table); }).code(), ErrorCode::BadInput);
 }
@@ -178,7 +186,7 @@ TEST(CodecTables, SizesOfAVector) {
   EXPECT_EQ(Codec(side_of("tq3"), 72).code_bytes(), 27u);
   EXPECT_EQ(Codec(spec_from_name("turboquant-vllm").k, 128).vector_bytes(), 68u);
   EXPECT_EQ(Codec(spec_from_name("vllm:k8v4").v, 128).vector_bytes(), 68u);
-  EXPECT_EQ(Codec(side_of("tq2.5"), 128).code_bytes(), 36u);          // 32 channels of 3 bits, 96 of 2
+  EXPECT_EQ(Codec(side_of("tq2.5"), 128).code_bytes(), 36u);                 // 32 channels of 3 bits, 96 of 2
   EXPECT_EQ(Codec(side_of("k3v3-prod"), 128).vector_bytes(), 32u + 16 + 4);  // 2-bit codes, signs, scale and residual norm
   EXPECT_EQ(Codec(side_of("fp8"), 128).vector_bytes(), 128u);
   EXPECT_EQ(Codec(side_of("fp16"), 128).vector_bytes(), 256u);

@@ -56,7 +56,8 @@ TEST(Transform, RotatedSpaceIsTheRotationTimesTheVector) {
 
 TEST(Transform, CentresAreSubtractedAndAddedBack) {
   const Codec codec(wide(3), kDim);
-  const std::vector<float> x = test::gaussian_vectors(40, kDim, 5), centre(kDim, 2.5f);  // 2.5 and x - 2.5 + 2.5 are exact enough to compare bytes
+  const std::vector<float> x = test::gaussian_vectors(40, kDim, 5),
+                           centre(kDim, 2.5f);  // 2.5 and x - 2.5 + 2.5 are exact enough to compare bytes
   std::vector<float> halves = x, shifted = x;
   for (std::size_t i = 0; i < x.size(); ++i) {
     halves[i] = std::round(x[i] * 1024.0f) / 1024.0f;
@@ -117,7 +118,8 @@ TEST(Transform, CentreBeforeRopeTurnsWithThePosition) {
     float* row = x.data() + i * kDim;
     for (int j = 0; j < half; ++j) {
       const double angle = static_cast<double>(position0 + i) / std::pow(theta, 2.0 * j / rope_dim);
-      const double a = static_cast<double>(mu[static_cast<std::size_t>(j)]), b = static_cast<double>(mu[static_cast<std::size_t>(j + half)]);
+      const double a = static_cast<double>(mu[static_cast<std::size_t>(j)]),
+                   b = static_cast<double>(mu[static_cast<std::size_t>(j + half)]);
       row[j] = static_cast<float>(a * std::cos(angle) - b * std::sin(angle));
       row[j + half] = static_cast<float>(b * std::cos(angle) + a * std::sin(angle));
     }

@@ -63,7 +63,8 @@ inline Planes encode(const Codec& codec, const std::vector<float>& x, const Head
   return planes;
 }
 
-inline std::vector<float> decode(const Codec& codec, const Planes& planes, std::int64_t n, const HeadTransform& transform = {}, const Exec& exec = {}) {
+inline std::vector<float> decode(const Codec& codec, const Planes& planes, std::int64_t n, const HeadTransform& transform = {},
+                                 const Exec& exec = {}) {
   std::vector<float> x(static_cast<std::size_t>(n) * static_cast<std::size_t>(codec.head_dim()));
   codec.decode(planes.in(), n, x.data(), transform, exec);
   return x;

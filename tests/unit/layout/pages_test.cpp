@@ -35,8 +35,12 @@ struct RandomSide {
     for (float& s : scale) s = static_cast<float>(random() % 2048) / 64.0f;
     for (float& z : zero) z = static_cast<float>(random() % 2048) / 64.0f - 16.0f;
   }
-  EncodedOut out() { return {codes.data(), scale.empty() ? nullptr : scale.data(), zero.empty() ? nullptr : zero.data(), nullptr, nullptr}; }
-  EncodedIn in() const { return {codes.data(), scale.empty() ? nullptr : scale.data(), zero.empty() ? nullptr : zero.data(), nullptr, nullptr}; }
+  EncodedOut out() {
+    return {codes.data(), scale.empty() ? nullptr : scale.data(), zero.empty() ? nullptr : zero.data(), nullptr, nullptr};
+  }
+  EncodedIn in() const {
+    return {codes.data(), scale.empty() ? nullptr : scale.data(), zero.empty() ? nullptr : zero.data(), nullptr, nullptr};
+  }
   bool operator==(const RandomSide&) const = default;
 };
 
@@ -48,11 +52,13 @@ void round_trip(const PageLayout& layout, std::int64_t blocks, const std::string
   std::mt19937 random(17);
   std::shuffle(slots.begin(), slots.end(), random);
   slots.resize(static_cast<std::size_t>(n));
-  const RandomSide k(layout.spec.k, layout.head_dim, n * layout.num_kv_heads, 1, true), v(layout.spec.v, layout.head_dim, n * layout.num_kv_heads, 2, true);
+  const RandomSide k(layout.spec.k, layout.head_dim, n * layout.num_kv_heads, 1, true),
+      v(layout.spec.v, layout.head_dim, n * layout.num_kv_heads, 2, true);
 
   std::vector<std::uint8_t> cache(static_cast<std::size_t>(blocks * layout.block_stride), 0xaa);
   write_pages(layout, k.in(), v.in(), slots.data(), n, cache.data(), blocks);
-  RandomSide k2(layout.spec.k, layout.head_dim, n * layout.num_kv_heads, 0, false), v2(layout.spec.v, layout.head_dim, n * layout.num_kv_heads, 0, false);
+  RandomSide k2(layout.spec.k, layout.head_dim, n * layout.num_kv_heads, 0, false),
+      v2(layout.spec.v, layout.head_dim, n * layout.num_kv_heads, 0, false);
   read_pages(layout, cache.data(), blocks, slots.data(), n, k2.out(), v2.out());
   EXPECT_TRUE(k == k2) << what;
   EXPECT_TRUE(v == v2) << what;
@@ -75,8 +81,9 @@ void round_trip(const PageLayout& layout, std::int64_t blocks, const std::string
 
 TEST(NativePages, RoundTripEveryCodecDimAndBlockSize) {
   int served = 0;
-  for (const char* name : {"tq1", "tq2", "tq3", "tq4", "tq5", "tq6", "tq7", "tq8", "k4v3", "k3v4", "k4v2", "k2v4", "k8v4", "fp8", "tq2.5", "tq3.5", "k3.5v2",
-                           "tq4-2d", "tq3-norm", "vllm:k8v4", "vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc", "fp16", "k16v4"}) {
+  for (const char* name : {"tq1",      "tq2",       "tq3",          "tq4",          "tq5",          "tq6",   "tq7",   "tq8",    "k4v3",
+                           "k3v4",     "k4v2",      "k2v4",         "k8v4",         "fp8",          "tq2.5", "tq3.5", "k3.5v2", "tq4-2d",
+                           "tq3-norm", "vllm:k8v4", "vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc", "fp16",  "k16v4"}) {
     for (const int dim : {32, 64, 72, 80, 96, 128, 192, 256, 512}) {
       for (const int block : {16, 32, 64, 256}) {
         PageLayout layout;

@@ -82,7 +82,8 @@ TEST(LayoutSizes, EveryPartOfANativeTileIsAlignedTo16) {
       } catch (const Error&) {
         continue;  // value rows that are no multiple of 8 bytes; the refusal has its own test
       }
-      for (const int offset : {tile.k_offset, tile.v_offset, tile.bytes, tile.scale_offset, tile.scale_bytes}) EXPECT_EQ(offset % 16, 0) << name << " " << dim;
+      for (const int offset : {tile.k_offset, tile.v_offset, tile.bytes, tile.scale_offset, tile.scale_bytes})
+        EXPECT_EQ(offset % 16, 0) << name << " " << dim;
       if (tile.k_row % 8 == 0) {
         EXPECT_EQ(tile.bytes % 128, 0) << name << " " << dim;
       }
@@ -98,8 +99,10 @@ TEST(LayoutRefusals, NameWhatHasNoPlace) {
   auto make = [](LayoutKind kind, const CodecSpec& spec, int dim = 128, int block = 16) {
     return [=] { make_layout(kind, spec, 2, dim, block); };
   };
-  EXPECT_NE(refusal(ErrorCode::Unsupported, make(LayoutKind::Native, spec_from_name("k4v4-prod"))).find("residual signs"), std::string::npos);
-  EXPECT_NE(refusal(ErrorCode::Unsupported, make(LayoutKind::Native, spec_from_name("turboquant-vllm"))).find("float16"), std::string::npos);
+  EXPECT_NE(refusal(ErrorCode::Unsupported, make(LayoutKind::Native, spec_from_name("k4v4-prod"))).find("residual signs"),
+            std::string::npos);
+  EXPECT_NE(refusal(ErrorCode::Unsupported, make(LayoutKind::Native, spec_from_name("turboquant-vllm"))).find("float16"),
+            std::string::npos);
   EXPECT_NE(refusal(ErrorCode::Unsupported, make(LayoutKind::Native, spec_from_name("tq3"), 72)).find("27"), std::string::npos);
   CodecSpec uniform_keys = spec_from_name("vllm:4bit_nc");
   uniform_keys.k = uniform_keys.v;
@@ -116,7 +119,8 @@ TEST(LayoutRefusals, NameWhatHasNoPlace) {
 }
 
 TEST(LayoutNames, RoundTripAndRefuse) {
-  for (const LayoutKind kind : {LayoutKind::Native, LayoutKind::TurboquantVllm, LayoutKind::Vllm}) EXPECT_EQ(layout_from_name(layout_name(kind)), kind);
+  for (const LayoutKind kind : {LayoutKind::Native, LayoutKind::TurboquantVllm, LayoutKind::Vllm})
+    EXPECT_EQ(layout_from_name(layout_name(kind)), kind);
   EXPECT_EQ(layout_from_name("vLLM"), LayoutKind::Vllm);
   EXPECT_NE(refusal(ErrorCode::Usage, [] { layout_from_name("nativ"); }).find("native"), std::string::npos);
 }
