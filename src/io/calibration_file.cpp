@@ -17,8 +17,9 @@ struct Part {
   const char* name;
   std::vector<float> SideCalibration::*table;
 };
-constexpr Part kForward{"forward", &SideCalibration::forward}, kInverse{"inverse", &SideCalibration::inverse}, kCentre{"centre", &SideCalibration::centre},
-    kRopeMu{"rope_mu", &SideCalibration::rope_mu}, kPairs{"pair_points", &SideCalibration::pair_points};
+constexpr Part kForward{"forward", &SideCalibration::forward}, kInverse{"inverse", &SideCalibration::inverse},
+    kCentre{"centre", &SideCalibration::centre}, kRopeMu{"rope_mu", &SideCalibration::rope_mu},
+    kPairs{"pair_points", &SideCalibration::pair_points};
 constexpr std::array<Part, 5> kParts{kForward, kInverse, kCentre, kRopeMu, kPairs};
 
 std::vector<std::uint64_t> part_shape(const Part& part, const LayerCalibration& layer, std::uint64_t points) {
@@ -28,7 +29,9 @@ std::vector<std::uint64_t> part_shape(const Part& part, const LayerCalibration& 
   return {heads, dim};
 }
 
-std::string part_name(const LayerCalibration& layer, Side side, const Part& part) { return "calibration." + layer_prefix(layer.layer, side) + part.name; }
+std::string part_name(const LayerCalibration& layer, Side side, const Part& part) {
+  return "calibration." + layer_prefix(layer.layer, side) + part.name;
+}
 
 bool is_point_count(std::uint64_t points) { return points == 16 || points == 64 || points == 256; }  // 4^2, 4^3, 4^4
 
@@ -43,8 +46,10 @@ CalibrationTensors calibration_tensors(const Calibration& calibration) {
         const std::vector<float>& values = tables.*part.table;
         if (values.empty()) continue;
         PlannedTensor tensor{part_name(layer, side, part), DType::F32, part_shape(part, layer, values.size() / 2)};
-        const bool fits = tensor.bytes() == values.size() * sizeof(float) && (part.table != kPairs.table || is_point_count(values.size() / 2));
-        if (!fits) throw Error(ErrorCode::Usage, "has " + std::to_string(values.size()) + " numbers, which do not fit the layer", tensor.name);
+        const bool fits =
+            tensor.bytes() == values.size() * sizeof(float) && (part.table != kPairs.table || is_point_count(values.size() / 2));
+        if (!fits)
+          throw Error(ErrorCode::Usage, "has " + std::to_string(values.size()) + " numbers, which do not fit the layer", tensor.name);
         out.tensors.push_back(std::move(tensor));
         out.data.push_back(values.data());
       }
@@ -56,7 +61,11 @@ CalibrationTensors calibration_tensors(const Calibration& calibration) {
 std::string calibration_to_json(const Calibration& calibration) {
   nlohmann::ordered_json layers = nlohmann::ordered_json::array();
   for (const LayerCalibration& layer : calibration.layers) {
-    layers.push_back({{"layer", layer.layer}, {"num_kv_heads", layer.num_kv_heads}, {"head_dim", layer.head_dim}, {"rope_theta", layer.rope_theta}, {"rope_dim", layer.rope_dim}});
+    layers.push_back({{"layer", layer.layer},
+                      {"num_kv_heads", layer.num_kv_heads},
+                      {"head_dim", layer.head_dim},
+                      {"rope_theta", layer.rope_theta},
+                      {"rope_dim", layer.rope_dim}});
   }
   return dump_json({{"model", calibration.model},
                     {"fingerprint", hex16(calibration.fingerprint)},
@@ -95,12 +104,16 @@ Calibration read_calibration_tensors(SealedFile& file) {
         if (!file.has(name)) continue;
         const auto& shape = file.entry(name).shape;
         const std::uint64_t points = shape.empty() ? 0 : shape[0];
-        if (part.table == kPairs.table && !is_point_count(points)) bad_input(file.path() + ": " + name, "has " + std::to_string(points) + " points");
+        if (part.table == kPairs.table && !is_point_count(points))
+          bad_input(file.path() + ": " + name, "has " + std::to_string(points) + " points");
         tables.*part.table = file.read_vector<float>(name, DType::F32, part_shape(part, layer, points));
         for (const float value : tables.*part.table) {
           if (!std::isfinite(value)) bad_input(file.path() + ": " + name, "holds a number that is not finite");
         }
       }
+    }
+    if (!layer.k.rope_mu.empty() && (layer.rope_dim % 2 != 0 || !(layer.rope_theta > 0) || !std::isfinite(layer.rope_theta))) {
+      bad_input(where, "layer " + std::to_string(layer.layer) + " has rope_mu without a usable rope_theta and rope_dim");
     }
   }
   return calibration;

@@ -19,7 +19,8 @@ void check_finite(const auto& values, const std::string& where) {
   }
 }
 
-Codebook read_codebook(SealedFile& file, int number, const SideSpec& spec, int bits, int head_dim, const char* centroids, const char* boundaries) {
+Codebook read_codebook(SealedFile& file, int number, const SideSpec& spec, int bits, int head_dim, const char* centroids,
+                       const char* boundaries) {
   Codebook book{spec.codebook, bits, head_dim, {}, {}};
   const std::uint64_t count = std::uint64_t{1} << bits;
   book.centroids = file.read_vector<double>(table_name(number, centroids), DType::F64, {count});
@@ -64,7 +65,8 @@ TableTensors table_tensors(const Codec& codec, int number) {
     add("centroids", DType::F64, {codec.codebook().centroids.size()}, codec.codebook().centroids.data());
     add("boundaries", DType::F64, {codec.codebook().boundaries.size()}, codec.codebook().boundaries.data());
   }
-  if (spec.kind == CodeKind::Mse && spec.pair_codebook) add("pairs", DType::F32, {codec.pair_table().points.size() / 2, 2}, codec.pair_table().points.data());
+  if (spec.kind == CodeKind::Mse && spec.pair_codebook)
+    add("pairs", DType::F32, {codec.pair_table().points.size() / 2, 2}, codec.pair_table().points.data());
   if (spec.kind == CodeKind::Mixed) {
     add("outlier_centroids", DType::F64, {codec.outlier_codebook().centroids.size()}, codec.outlier_codebook().centroids.data());
     add("outlier_boundaries", DType::F64, {codec.outlier_codebook().boundaries.size()}, codec.outlier_codebook().boundaries.data());
@@ -73,11 +75,13 @@ TableTensors table_tensors(const Codec& codec, int number) {
   return out;
 }
 
-std::unique_ptr<Codec> codec_from_table(SealedFile& file, int number, const SideSpec& spec, int head_dim, std::uint64_t fingerprint, const std::vector<float>* pairs) {
+std::unique_ptr<Codec> codec_from_table(SealedFile& file, int number, const SideSpec& spec, int head_dim, std::uint64_t fingerprint,
+                                        const std::vector<float>* pairs) {
   const auto dim = static_cast<std::uint64_t>(head_dim);
   const int bits = core::code_bits(spec);
   Rotation rotation = read_rotation(file, number, spec, head_dim);
-  if (rotation_fingerprint(rotation) != fingerprint) bad_input(file.path() + ": " + table_name(number, "rotation"), "is not the matrix the codes were made with (its fingerprint differs)");
+  if (rotation_fingerprint(rotation) != fingerprint)
+    bad_input(file.path() + ": " + table_name(number, "rotation"), "is not the matrix the codes were made with (its fingerprint differs)");
   Codebook book, outlier;
   PairTable table;
   std::vector<float> qjl;
@@ -89,7 +93,8 @@ std::unique_ptr<Codec> codec_from_table(SealedFile& file, int number, const Side
     if (pairs != nullptr) table.points = *pairs;
     check_finite(table.points, file.path() + ": " + table_name(number, "pairs"));
   }
-  if (spec.kind == CodeKind::Mixed) outlier = read_codebook(file, number, spec, bits + 1, head_dim, "outlier_centroids", "outlier_boundaries");
+  if (spec.kind == CodeKind::Mixed)
+    outlier = read_codebook(file, number, spec, bits + 1, head_dim, "outlier_centroids", "outlier_boundaries");
   if (spec.kind == CodeKind::Prod) {
     qjl = file.read_vector<float>(table_name(number, "qjl"), DType::F32, {dim, dim});
     check_finite(qjl, file.path() + ": " + table_name(number, "qjl"));

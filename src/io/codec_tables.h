@@ -21,6 +21,7 @@ TableTensors table_tensors(const Codec& codec, int number);
 
 /// Builds the codec of `spec` from table `number` of the file and checks the rotation's fingerprint. `pairs` (4^bits points) takes the place of
 /// the table's pair points where a calibration brings its own; null otherwise.
-std::unique_ptr<Codec> codec_from_table(SealedFile& file, int number, const SideSpec& spec, int head_dim, std::uint64_t fingerprint, const std::vector<float>* pairs);
+std::unique_ptr<Codec> codec_from_table(SealedFile& file, int number, const SideSpec& spec, int head_dim, std::uint64_t fingerprint,
+                                        const std::vector<float>* pairs);
 
 }  // namespace tq4::io

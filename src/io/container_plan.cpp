@@ -10,7 +10,9 @@
 
 namespace tq4::io {
 
-std::int64_t exact_tokens(const StoredLayer& layer) { return layer.passthrough ? layer.shape.tokens : layer.exact_first + layer.exact_last; }
+std::int64_t exact_tokens(const StoredLayer& layer) {
+  return layer.passthrough ? layer.shape.tokens : layer.exact_first + layer.exact_last;
+}
 std::int64_t encoded_tokens(const StoredLayer& layer) { return layer.shape.tokens - exact_tokens(layer); }
 
 const SideSpec& side_of(const CodecSpec& spec, Side side) { return side == Side::K ? spec.k : spec.v; }
@@ -50,15 +52,20 @@ void check_layers(const CodecSpec& spec, const std::vector<StoredLayer>& layers)
   for (const StoredLayer& layer : layers) {
     const LayerInfo& shape = layer.shape;
     const std::string where = "layer " + std::to_string(shape.layer);
-    if (shape.layer < 0 || shape.layer > 999999 || !seen.insert(shape.layer).second) throw Error(ErrorCode::Usage, "its number is out of range or taken twice", where);
-    if (shape.num_kv_heads < 1 || shape.num_kv_heads > 65536 || shape.head_dim < 1 || shape.head_dim > 65536 || shape.tokens < 0 || shape.tokens > (std::int64_t{1} << 40) ||
-        static_cast<__uint128_t>(shape.num_kv_heads) * static_cast<__uint128_t>(shape.tokens) * static_cast<__uint128_t>(shape.head_dim) > (__uint128_t{1} << 50)) {
+    if (shape.layer < 0 || shape.layer > 999999 || !seen.insert(shape.layer).second)
+      throw Error(ErrorCode::Usage, "its number is out of range or taken twice", where);
+    if (shape.num_kv_heads < 1 || shape.num_kv_heads > 65536 || shape.head_dim < 1 || shape.head_dim > 65536 || shape.tokens < 0 ||
+        shape.tokens > (std::int64_t{1} << 40) ||
+        static_cast<__uint128_t>(shape.num_kv_heads) * static_cast<__uint128_t>(shape.tokens) * static_cast<__uint128_t>(shape.head_dim) >
+            (__uint128_t{1} << 50)) {
       throw Error(ErrorCode::Usage, "an impossible shape", where);
     }
-    if (layer.exact_first < 0 || layer.exact_last < 0 || layer.exact_first > shape.tokens || layer.exact_last > shape.tokens - layer.exact_first) {
+    if (layer.exact_first < 0 || layer.exact_last < 0 || layer.exact_first > shape.tokens ||
+        layer.exact_last > shape.tokens - layer.exact_first) {
       throw Error(ErrorCode::Usage, "more exact tokens than tokens", where);
     }
-    if (layer.passthrough && (layer.exact_first != 0 || layer.exact_last != 0)) throw Error(ErrorCode::Usage, "passthrough and exact tokens exclude each other", where);
+    if (layer.passthrough && (layer.exact_first != 0 || layer.exact_last != 0))
+      throw Error(ErrorCode::Usage, "passthrough and exact tokens exclude each other", where);
     if (layer.passthrough) continue;
     validate(spec.k, shape.head_dim);
     validate(spec.v, shape.head_dim);
@@ -96,7 +103,8 @@ DType float_dtype(const std::string& name, const std::string& where) {
 }
 }  // namespace
 
-void layers_from_json(const std::string& text, const std::string& where, std::vector<StoredLayer>& layers, std::vector<LayerTables>& tables) {
+void layers_from_json(const std::string& text, const std::string& where, std::vector<StoredLayer>& layers,
+                      std::vector<LayerTables>& tables) {
   constexpr std::int64_t kMost = std::int64_t{1} << 40;
   const nlohmann::json list = parse_metadata(text, where);
   if (!list.is_array()) bad_input(where, "is no JSON array");

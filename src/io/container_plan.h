@@ -35,7 +35,8 @@ struct LayerTables {
   std::array<int, 2> of_side{-1, -1};
 };
 std::string layers_to_json(const std::vector<StoredLayer>& layers, const std::vector<LayerTables>& tables);
-void layers_from_json(const std::string& text, const std::string& where, std::vector<StoredLayer>& layers, std::vector<LayerTables>& tables);
+void layers_from_json(const std::string& text, const std::string& where, std::vector<StoredLayer>& layers,
+                      std::vector<LayerTables>& tables);
 std::string dump_to_json(const DumpInfo& dump);
 DumpInfo dump_from_json(const std::string& text, const std::string& where);
 

@@ -39,7 +39,10 @@ class Reader final : public Container {
     info_.spec = as_bad_input(path, [&] { return spec_from_json(file_.metadata("spec")); });
     info_.dump = dump_from_json(file_.metadata("dump"), path + ": dump");
     layers_from_json(file_.metadata("layers"), path + ": layers", info_.layers, tables_of_);
-    as_bad_input(path, [&] { check_layers(info_.spec, info_.layers); return 0; });
+    as_bad_input(path, [&] {
+      check_layers(info_.spec, info_.layers);
+      return 0;
+    });
     info_.file_bytes = file_.size();
     for (StoredLayer& layer : info_.layers) place_layer(layer);
     if (file_.has_metadata("calibration")) {
@@ -55,7 +58,9 @@ class Reader final : public Container {
 
   const Codec& codec(std::size_t layer_index, Side side) const override {
     const Codec* found = checked(layer_index).passthrough ? nullptr : codec_of_[2 * layer_index + index(side)];
-    if (found == nullptr) throw Error(ErrorCode::Usage, "layer " + std::to_string(info_.layers[layer_index].shape.layer) + " is kept in fp16 and has no codec", file_.path());
+    if (found == nullptr)
+      throw Error(ErrorCode::Usage, "layer " + std::to_string(info_.layers[layer_index].shape.layer) + " is kept in fp16 and has no codec",
+                  file_.path());
     return *found;
   }
 
@@ -78,17 +83,19 @@ class Reader final : public Container {
     const std::int64_t tokens = exact_tokens(layer);
     check_range(layer, head, first, count, tokens);
     if (count == 0) return;
-    get(places_[2 * layer_index + index(side)].exact, static_cast<std::uint64_t>(std::int64_t{head} * tokens + first), static_cast<std::uint64_t>(count),
-        static_cast<std::uint64_t>(layer.shape.head_dim) * 2, rows);
+    get(places_[2 * layer_index + index(side)].exact, static_cast<std::uint64_t>(std::int64_t{head} * tokens + first),
+        static_cast<std::uint64_t>(count), static_cast<std::uint64_t>(layer.shape.head_dim) * 2, rows);
   }
 
-  void decode(std::size_t layer_index, Side side, int head, std::int64_t token_begin, std::int64_t count, float* x, const Exec& exec) override;
+  void decode(std::size_t layer_index, Side side, int head, std::int64_t token_begin, std::int64_t count, float* x,
+              const Exec& exec) override;
   void verify() override { file_.verify(); }
 
  private:
   /// Entries of one side of one layer; null where it has no such part.
   struct Places {
-    const SafetensorsEntry *codes = nullptr, *scale = nullptr, *zero = nullptr, *signs = nullptr, *residual_norm = nullptr, *exact = nullptr;
+    const SafetensorsEntry *codes = nullptr, *scale = nullptr, *zero = nullptr, *signs = nullptr, *residual_norm = nullptr,
+                           *exact = nullptr;
   };
   static std::size_t index(Side side) { return side == Side::K ? 0 : 1; }
 
@@ -104,8 +111,10 @@ class Reader final : public Container {
         bytes += found.end - found.begin;
         return &found;
       };
-      places_.push_back({place(parts.codes), place(parts.scale), place(parts.zero), place(parts.signs), place(parts.residual_norm), place(parts.exact)});
-      const auto elements = static_cast<std::uint64_t>(layer.shape.num_kv_heads) * static_cast<std::uint64_t>(layer.shape.tokens) * static_cast<std::uint64_t>(layer.shape.head_dim);
+      places_.push_back(
+          {place(parts.codes), place(parts.scale), place(parts.zero), place(parts.signs), place(parts.residual_norm), place(parts.exact)});
+      const auto elements = static_cast<std::uint64_t>(layer.shape.num_kv_heads) * static_cast<std::uint64_t>(layer.shape.tokens) *
+                            static_cast<std::uint64_t>(layer.shape.head_dim);
       info_.original_bytes += elements * dtype_size(side == Side::K ? layer.shape.k_dtype : layer.shape.v_dtype);
     }
   }
@@ -135,17 +144,20 @@ class Reader final : public Container {
       }
       for (const Side side : {Side::K, Side::V}) {
         const int number = tables_of_[i].of_side[index(side)];
-        if (number < 0 || static_cast<std::size_t>(number) >= tables.size() || tables[static_cast<std::size_t>(number)].head_dim != layer.shape.head_dim) {
+        if (number < 0 || static_cast<std::size_t>(number) >= tables.size() ||
+            tables[static_cast<std::size_t>(number)].head_dim != layer.shape.head_dim) {
           bad_input(file_.path(), "layer " + std::to_string(layer.shape.layer) + " names a table that does not exist");
         }
         const SideCalibration* own = calibrated == nullptr ? nullptr : side == Side::K ? &calibrated->k : &calibrated->v;
         const SideSpec& spec = side_of(info_.spec, side);
         const bool own_pairs = own != nullptr && spec.pair_codebook && spec.kind == CodeKind::Mse && !own->pair_points.empty();
         // Two sides may share a table only when their specs are the same; the key keeps a crafted file from mixing them.
-        auto& codec = codecs_[{number, spec == info_.spec.k ? 0 : 1, own_pairs ? static_cast<int>(i) : -1, own_pairs ? static_cast<int>(index(side)) : 0}];
+        auto& codec = codecs_[{number, spec == info_.spec.k ? 0 : 1, own_pairs ? static_cast<int>(i) : -1,
+                               own_pairs ? static_cast<int>(index(side)) : 0}];
         if (codec == nullptr) {
           codec = as_bad_input(file_.path(), [&] {
-            return codec_from_table(file_, number, spec, layer.shape.head_dim, tables[static_cast<std::size_t>(number)].fingerprint, own_pairs ? &own->pair_points : nullptr);
+            return codec_from_table(file_, number, spec, layer.shape.head_dim, tables[static_cast<std::size_t>(number)].fingerprint,
+                                    own_pairs ? &own->pair_points : nullptr);
           });
         }
         codec_of_[2 * i + index(side)] = codec.get();
@@ -154,13 +166,18 @@ class Reader final : public Container {
   }
 
   const StoredLayer& checked(std::size_t layer_index) const {
-    if (layer_index >= info_.layers.size()) throw Error(ErrorCode::Usage, "layer index " + std::to_string(layer_index) + " of " + std::to_string(info_.layers.size()), file_.path());
+    if (layer_index >= info_.layers.size())
+      throw Error(ErrorCode::Usage, "layer index " + std::to_string(layer_index) + " of " + std::to_string(info_.layers.size()),
+                  file_.path());
     return info_.layers[layer_index];
   }
   void check_range(const StoredLayer& layer, int head, std::int64_t begin, std::int64_t count, std::int64_t tokens) const {
     if (head < 0 || head >= layer.shape.num_kv_heads || begin < 0 || count < 0 || begin > tokens || count > tokens - begin) {
-      throw Error(ErrorCode::Usage, "head " + std::to_string(head) + ", tokens " + std::to_string(begin) + " + " + std::to_string(count) + " asked of layer " +
-                                        std::to_string(layer.shape.layer) + " with " + std::to_string(layer.shape.num_kv_heads) + " heads and " + std::to_string(tokens) + " such tokens", file_.path());
+      throw Error(ErrorCode::Usage,
+                  "head " + std::to_string(head) + ", tokens " + std::to_string(begin) + " + " + std::to_string(count) +
+                      " asked of layer " + std::to_string(layer.shape.layer) + " with " + std::to_string(layer.shape.num_kv_heads) +
+                      " heads and " + std::to_string(tokens) + " such tokens",
+                  file_.path());
     }
   }
   void get(const SafetensorsEntry* entry, std::uint64_t row, std::uint64_t rows, std::uint64_t row_bytes, void* out) {
@@ -177,13 +194,14 @@ class Reader final : public Container {
   SealedFile file_;
   ContainerInfo info_;
   std::vector<LayerTables> tables_of_;
-  std::vector<Places> places_;                ///< K and V of each layer
+  std::vector<Places> places_;  ///< K and V of each layer
   std::unique_ptr<Calibration> calibration_;
   std::map<std::array<int, 4>, std::unique_ptr<Codec>> codecs_;
-  std::vector<const Codec*> codec_of_;        ///< K and V of each layer
+  std::vector<const Codec*> codec_of_;  ///< K and V of each layer
 };
 
-void Reader::decode(std::size_t layer_index, Side side, int head, std::int64_t token_begin, std::int64_t count, float* x, const Exec& exec) {
+void Reader::decode(std::size_t layer_index, Side side, int head, std::int64_t token_begin, std::int64_t count, float* x,
+                    const Exec& exec) {
   const StoredLayer& layer = checked(layer_index);
   check_range(layer, head, token_begin, count, layer.shape.tokens);
   const auto dim = static_cast<std::size_t>(layer.shape.head_dim);
@@ -207,7 +225,8 @@ void Reader::decode(std::size_t layer_index, Side side, int head, std::int64_t t
       signs.resize(n * dim / 8);
       residual_norm.resize(n);
       read(layer_index, side, head, token - first, rows, {codes.data(), scale.data(), zero.data(), signs.data(), residual_norm.data()});
-      used.decode({codes.data(), scale.data(), zero.data(), signs.data(), residual_norm.data()}, rows, out, head_transform(calibrated, side, head, token), exec);
+      used.decode({codes.data(), scale.data(), zero.data(), signs.data(), residual_norm.data()}, rows, out,
+                  head_transform(calibrated, side, head, token), exec);
     } else {
       halves.resize(n * dim);
       read_exact(layer_index, side, head, token < first ? token : token - encoded, rows, halves.data());

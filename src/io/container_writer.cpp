@@ -55,7 +55,8 @@ std::optional<Calibration> part_for(const Calibration* whole, const std::vector<
 
 class Writer final : public ContainerWriter {
  public:
-  Writer(const std::string& path, const CodecSpec& spec, const DumpInfo& source, const std::vector<StoredLayer>& layers, const Calibration* calibration, bool overwrite)
+  Writer(const std::string& path, const CodecSpec& spec, const DumpInfo& source, const std::vector<StoredLayer>& layers,
+         const Calibration* calibration, bool overwrite)
       : path_(path), spec_(spec), layers_(layers) {
     check_layers(spec, layers);
     const std::optional<Calibration> part = part_for(calibration, layers);
@@ -64,7 +65,8 @@ class Writer final : public ContainerWriter {
     for (std::size_t i = 0; i < layers.size(); ++i) {
       for (const Side side : {Side::K, Side::V}) {
         planned_.push_back(plan_side(spec, layers[i], side, tensors_));
-        if (!layers[i].passthrough) numbers[i].of_side[side == Side::K ? 0 : 1] = tables.number_of(side_of(spec, side), layers[i].shape.head_dim);
+        if (!layers[i].passthrough)
+          numbers[i].of_side[side == Side::K ? 0 : 1] = tables.number_of(side_of(spec, side), layers[i].shape.head_dim);
       }
     }
     std::vector<PlannedTensor> all = tensors_;
@@ -74,8 +76,11 @@ class Writer final : public ContainerWriter {
       all.insert(all.end(), table.tensors.begin(), table.tensors.end());
       constants.insert(constants.end(), table.data.begin(), table.data.end());
     }
-    std::map<std::string, std::string> metadata{{"producer", "tq4 " TQ4_VERSION}, {"spec", spec_to_json(spec)}, {"layers", layers_to_json(layers, numbers)},
-                                                {"tables", tables.json()}, {"dump", dump_to_json(source)}};
+    std::map<std::string, std::string> metadata{{"producer", "tq4 " TQ4_VERSION},
+                                                {"spec", spec_to_json(spec)},
+                                                {"layers", layers_to_json(layers, numbers)},
+                                                {"tables", tables.json()},
+                                                {"dump", dump_to_json(source)}};
     if (part) {
       const CalibrationTensors tensors = calibration_tensors(*part);
       all.insert(all.end(), tensors.tensors.begin(), tensors.tensors.end());
@@ -100,26 +105,32 @@ class Writer final : public ContainerWriter {
     put_reals(part.residual_norm, row, rows, planes.residual_norm);
   }
 
-  void write_exact(std::size_t layer_index, Side side, int head, std::int64_t index, std::int64_t count, const std::uint16_t* rows) override {
+  void write_exact(std::size_t layer_index, Side side, int head, std::int64_t index, std::int64_t count,
+                   const std::uint16_t* rows) override {
     const StoredLayer& layer = checked(layer_index, head);
     const std::int64_t tokens = exact_tokens(layer);
     check_range(index, count, tokens, layer);
     if (count == 0) return;
-    put(planned_[2 * layer_index + (side == Side::K ? 0 : 1)].exact, static_cast<std::uint64_t>(std::int64_t{head} * tokens + index), static_cast<std::uint64_t>(count),
-        static_cast<std::uint64_t>(layer.shape.head_dim) * 2, rows);
+    put(planned_[2 * layer_index + (side == Side::K ? 0 : 1)].exact, static_cast<std::uint64_t>(std::int64_t{head} * tokens + index),
+        static_cast<std::uint64_t>(count), static_cast<std::uint64_t>(layer.shape.head_dim) * 2, rows);
   }
 
   void commit() override { file_->commit(); }
 
  private:
   const StoredLayer& checked(std::size_t layer_index, int head) const {
-    if (layer_index >= layers_.size()) throw Error(ErrorCode::Usage, "layer index " + std::to_string(layer_index) + " of " + std::to_string(layers_.size()), path_);
-    if (head < 0 || head >= layers_[layer_index].shape.num_kv_heads) throw Error(ErrorCode::Usage, "head " + std::to_string(head) + " does not exist", path_);
+    if (layer_index >= layers_.size())
+      throw Error(ErrorCode::Usage, "layer index " + std::to_string(layer_index) + " of " + std::to_string(layers_.size()), path_);
+    if (head < 0 || head >= layers_[layer_index].shape.num_kv_heads)
+      throw Error(ErrorCode::Usage, "head " + std::to_string(head) + " does not exist", path_);
     return layers_[layer_index];
   }
   void check_range(std::int64_t begin, std::int64_t count, std::int64_t tokens, const StoredLayer& layer) const {
     if (begin < 0 || count < 0 || begin > tokens || count > tokens - begin) {
-      throw Error(ErrorCode::Usage, "tokens " + std::to_string(begin) + " + " + std::to_string(count) + " of " + std::to_string(tokens) + " in layer " + std::to_string(layer.shape.layer), path_);
+      throw Error(ErrorCode::Usage,
+                  "tokens " + std::to_string(begin) + " + " + std::to_string(count) + " of " + std::to_string(tokens) + " in layer " +
+                      std::to_string(layer.shape.layer),
+                  path_);
     }
   }
   void put(int tensor, std::uint64_t row, std::uint64_t rows, std::uint64_t row_bytes, const void* data) {
@@ -139,15 +150,15 @@ class Writer final : public ContainerWriter {
   std::string path_;
   CodecSpec spec_;
   std::vector<StoredLayer> layers_;
-  std::vector<PlannedTensor> tensors_;   ///< of the layers
-  std::vector<SideTensors> planned_;     ///< K and V of each layer
+  std::vector<PlannedTensor> tensors_;  ///< of the layers
+  std::vector<SideTensors> planned_;    ///< K and V of each layer
   std::unique_ptr<SealedWriter> file_;
 };
 
 }  // namespace
 
-std::unique_ptr<ContainerWriter> create_container(const std::string& path, const CodecSpec& spec, const DumpInfo& source, const std::vector<StoredLayer>& layers,
-                                                  const Calibration* calibration, bool overwrite) {
+std::unique_ptr<ContainerWriter> create_container(const std::string& path, const CodecSpec& spec, const DumpInfo& source,
+                                                  const std::vector<StoredLayer>& layers, const Calibration* calibration, bool overwrite) {
   return std::make_unique<Writer>(path, spec, source, layers, calibration, overwrite);
 }
 

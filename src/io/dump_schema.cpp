@@ -20,7 +20,10 @@ std::vector<std::string> words_of(std::string_view path) {
   char previous = 0;  // 'a' letter, '0' digit, 0 separator
   for (const char c : path) {
     const auto byte = static_cast<unsigned char>(c);
-    const char kind = std::isalpha(byte) ? 'a' : std::isdigit(byte) ? '0' : std::string_view("./_- ").find(c) != std::string_view::npos ? 0 : '?';
+    const char kind = std::isalpha(byte)                                            ? 'a'
+                      : std::isdigit(byte)                                          ? '0'
+                      : std::string_view("./_- ").find(c) != std::string_view::npos ? 0
+                                                                                    : '?';
     if (kind == '?') return {};
     if (kind != 0) {
       if (kind != previous) words.emplace_back();
@@ -112,22 +115,31 @@ void name_axes(PlacedTensor& tensor, const std::string& file, const std::string&
   } else {
     const auto first = static_cast<std::size_t>(lead);
     const auto order = heads_first(shape[first], shape[first + 1], heads);
-    if (!order) bad_input(where, "has shape " + shape_text(shape) + ", from which heads and tokens cannot be told apart; give the axes (--axes hsd or --axes shd)");
+    if (!order)
+      bad_input(where, "has shape " + shape_text(shape) +
+                           ", from which heads and tokens cannot be told apart; give the axes (--axes hsd or --axes shd)");
     tensor.head_axis = lead + (*order ? 0 : 1);
     tensor.token_axis = lead + (*order ? 1 : 0);
   }
   if (lead == 1) {
     tensor.batch_axis = 0;
-    if (shape[0] != 1) bad_input(where, "holds " + std::to_string(shape[0]) + " sequences " + shape_text(shape) + "; a dump holds one, write one file a sequence");
+    if (shape[0] != 1)
+      bad_input(where,
+                "holds " + std::to_string(shape[0]) + " sequences " + shape_text(shape) + "; a dump holds one, write one file a sequence");
   }
-  if (tensor.heads() == 0 || tensor.heads() > 65536) bad_input(where, "has " + std::to_string(tensor.heads()) + " heads " + shape_text(shape));
-  if (tensor.head_dim() == 0 || tensor.head_dim() > 65536) bad_input(where, "has head_dim " + std::to_string(tensor.head_dim()) + " " + shape_text(shape));
-  if (tensor.tokens() > (std::uint64_t{1} << 40)) bad_input(where, "has " + std::to_string(tensor.tokens()) + " tokens, which is impossible");
+  if (tensor.heads() == 0 || tensor.heads() > 65536)
+    bad_input(where, "has " + std::to_string(tensor.heads()) + " heads " + shape_text(shape));
+  if (tensor.head_dim() == 0 || tensor.head_dim() > 65536)
+    bad_input(where, "has head_dim " + std::to_string(tensor.head_dim()) + " " + shape_text(shape));
+  if (tensor.tokens() > (std::uint64_t{1} << 40))
+    bad_input(where, "has " + std::to_string(tensor.tokens()) + " tokens, which is impossible");
 }
 
 void check_axes_option(const std::string& axes) {
   if (!axes.empty() && axes != "hsd" && axes != "shd" && axes != "bhsd" && axes != "bshd") {
-    throw Error(ErrorCode::Usage, "unknown order of axes \"" + axes + "\"; use hsd, shd, bhsd or bshd (h heads, s tokens, d head_dim, b batch of 1)", "--axes");
+    throw Error(ErrorCode::Usage,
+                "unknown order of axes \"" + axes + "\"; use hsd, shd, bhsd or bshd (h heads, s tokens, d head_dim, b batch of 1)",
+                "--axes");
   }
 }
 
@@ -146,11 +158,15 @@ LayerInfo describe(PlacedLayer& placed, int layer, const std::string& file, cons
   if (!heads_hint) heads_hint = integer(root, "num_kv_heads", 65536);
   name_axes(placed.k, file, axes, heads_hint);
   if (placed.v.source.shape != placed.k.source.shape) {
-    bad_input(file + ": layer " + std::to_string(layer), "keys " + placed.k.source.path + " " + shape_text(placed.k.source.shape) + " and values " +
-                                                             placed.v.source.path + " " + shape_text(placed.v.source.shape) + " differ in shape; they must be equal");
+    bad_input(file + ": layer " + std::to_string(layer), "keys " + placed.k.source.path + " " + shape_text(placed.k.source.shape) +
+                                                             " and values " + placed.v.source.path + " " +
+                                                             shape_text(placed.v.source.shape) + " differ in shape; they must be equal");
   }
   // Values have the shape of the keys, so what was found out about the keys' axes is true of them.
-  name_axes(placed.v, file, axes.empty() ? std::string(placed.k.head_axis < placed.k.token_axis ? "bhsd" : "bshd").substr(placed.k.batch_axis < 0 ? 1 : 0) : axes, {});
+  name_axes(
+      placed.v, file,
+      axes.empty() ? std::string(placed.k.head_axis < placed.k.token_axis ? "bhsd" : "bshd").substr(placed.k.batch_axis < 0 ? 1 : 0) : axes,
+      {});
   info.num_kv_heads = static_cast<int>(placed.k.heads());
   info.head_dim = static_cast<int>(placed.k.head_dim());
   info.tokens = static_cast<std::int64_t>(placed.k.tokens());
@@ -162,13 +178,16 @@ LayerInfo describe(PlacedLayer& placed, int layer, const std::string& file, cons
     auto q_hint = integer(placed.q->source.attributes, "num_q_heads", 65536);
     if (!q_hint) q_hint = integer(root, "num_q_heads", 65536);
     const bool same_rank = placed.q->source.shape.size() == placed.k.source.shape.size();
-    const std::string like_k = std::string(placed.k.head_axis < placed.k.token_axis ? "bhsd" : "bshd").substr(placed.k.batch_axis < 0 ? 1 : 0);
+    const std::string like_k =
+        std::string(placed.k.head_axis < placed.k.token_axis ? "bhsd" : "bshd").substr(placed.k.batch_axis < 0 ? 1 : 0);
     name_axes(*placed.q, file, !axes.empty() ? axes : same_rank ? like_k : std::string(), q_hint);
     if (placed.q->head_dim() != placed.k.head_dim()) {
-      bad_input(where, "queries " + shape_text(placed.q->source.shape) + " have another head_dim than keys " + shape_text(placed.k.source.shape));
+      bad_input(where,
+                "queries " + shape_text(placed.q->source.shape) + " have another head_dim than keys " + shape_text(placed.k.source.shape));
     }
     if (placed.q->heads() % placed.k.heads() != 0) {
-      bad_input(where, std::to_string(placed.q->heads()) + " query heads are no multiple of " + std::to_string(placed.k.heads()) + " key heads");
+      bad_input(where,
+                std::to_string(placed.q->heads()) + " query heads are no multiple of " + std::to_string(placed.k.heads()) + " key heads");
     }
     info.num_q_heads = static_cast<int>(placed.q->heads());
     info.q_tokens = static_cast<std::int64_t>(placed.q->tokens());
@@ -177,15 +196,16 @@ LayerInfo describe(PlacedLayer& placed, int layer, const std::string& file, cons
     if (!start) start = integer(root, "q_start");
     info.q_start = start.value_or(std::max<std::int64_t>(0, info.tokens - info.q_tokens));
     if (info.q_start + info.q_tokens > info.tokens) {
-      bad_input(where, "queries of positions " + std::to_string(info.q_start) + " to " + std::to_string(info.q_start + info.q_tokens) + " lie past the " +
-                           std::to_string(info.tokens) + " tokens of the keys; mend the attribute q_start");
+      bad_input(where, "queries of positions " + std::to_string(info.q_start) + " to " + std::to_string(info.q_start + info.q_tokens) +
+                           " lie past the " + std::to_string(info.tokens) + " tokens of the keys; mend the attribute q_start");
     }
   }
   if (placed.o_gram) {
     const std::vector<std::uint64_t> expected{placed.k.heads(), placed.k.head_dim(), placed.k.head_dim()};
     const std::string where = file + ": " + placed.o_gram->path;
     if (!placed.o_gram->dtype) bad_input(where, placed.o_gram->problem);
-    if (placed.o_gram->shape != expected) bad_input(where, "has shape " + shape_text(placed.o_gram->shape) + " instead of " + shape_text(expected));
+    if (placed.o_gram->shape != expected)
+      bad_input(where, "has shape " + shape_text(placed.o_gram->shape) + " instead of " + shape_text(expected));
     info.has_o_gram = true;
   }
   return info;
@@ -194,7 +214,8 @@ LayerInfo describe(PlacedLayer& placed, int layer, const std::string& file, cons
 }  // namespace
 
 std::optional<TensorName> parse_tensor_name(std::string_view path) {
-  static const std::set<std::string> filler{"layer", "layers", "cache", "past", "model", "self", "attn", "attention", "kv", "states", "state", "tensor", "tensors"};
+  static const std::set<std::string> filler{"layer",     "layers", "cache",  "past",  "model",  "self",   "attn",
+                                            "attention", "kv",     "states", "state", "tensor", "tensors"};
   std::vector<std::string> words = words_of(path);
   // Hugging Face's container is itself called past_key_values.
   if (words.size() > 3 && words[0] == "past" && words[1] == "key" && words[2] == "values") words.erase(words.begin(), words.begin() + 3);
@@ -221,7 +242,8 @@ std::optional<TensorName> parse_tensor_name(std::string_view path) {
 }
 
 const PlacedTensor& Schema::tensor(std::size_t layer_index, Tensor which) const {
-  if (layer_index >= layers.size()) throw Error(ErrorCode::Usage, "layer index " + std::to_string(layer_index) + " of " + std::to_string(layers.size()), info.path);
+  if (layer_index >= layers.size())
+    throw Error(ErrorCode::Usage, "layer index " + std::to_string(layer_index) + " of " + std::to_string(layers.size()), info.path);
   const PlacedLayer& layer = layers[layer_index];
   if (which == Tensor::K) return layer.k;
   if (which == Tensor::V) return layer.v;
@@ -249,17 +271,25 @@ Schema assemble(const std::string& path, const std::string& format, const std::v
     const auto name = parse_tensor_name(source.path);
     if (!name) continue;
     const auto [place, fresh] = by_layer[name->layer].try_emplace(name->role, &source);
-    if (!fresh) bad_input(path, source.path + " and " + place->second->path + " are both the same tensor of layer " + std::to_string(name->layer) + "; remove or rename one");
+    if (!fresh)
+      bad_input(path, source.path + " and " + place->second->path + " are both the same tensor of layer " + std::to_string(name->layer) +
+                          "; remove or rename one");
   }
   std::erase_if(by_layer, [](const auto& layer) { return !layer.second.contains(Role::K) && !layer.second.contains(Role::V); });
   if (by_layer.empty()) {
-    bad_input(path, "no keys and values found; expected datasets named /layer_{i}/k and /layer_{i}/v (or key/value, layer_{i}_key, K_layer{i}, key_cache_{i}), found " + listing(sources));
+    bad_input(path,
+              "no keys and values found; expected datasets named /layer_{i}/k and /layer_{i}/v (or key/value, layer_{i}_key, K_layer{i}, "
+              "key_cache_{i}), found " +
+                  listing(sources));
   }
   for (const auto& [layer, roles] : by_layer) {
     const bool has_k = roles.contains(Role::K), has_v = roles.contains(Role::V);
-    if (!matches(roles.at(has_k ? Role::K : Role::V)->path, options.dataset_glob) && !(has_v && matches(roles.at(Role::V)->path, options.dataset_glob))) continue;
+    if (!matches(roles.at(has_k ? Role::K : Role::V)->path, options.dataset_glob) &&
+        !(has_v && matches(roles.at(Role::V)->path, options.dataset_glob)))
+      continue;
     if (!has_k || !has_v) {
-      bad_input(path, "layer " + std::to_string(layer) + " has " + roles.at(has_k ? Role::K : Role::V)->path + " but no " + (has_k ? "values" : "keys") + "; found " + listing(sources));
+      bad_input(path, "layer " + std::to_string(layer) + " has " + roles.at(has_k ? Role::K : Role::V)->path + " but no " +
+                          (has_k ? "values" : "keys") + "; found " + listing(sources));
     }
     PlacedLayer placed;
     placed.k.source = *roles.at(Role::K);
@@ -275,9 +305,12 @@ Schema assemble(const std::string& path, const std::string& format, const std::v
 
 void check_range(const PlacedTensor& tensor, const std::string& file, int head, std::int64_t token_begin, std::int64_t count) {
   const auto tokens = static_cast<std::int64_t>(tensor.tokens());
-  if (head < 0 || static_cast<std::uint64_t>(head) >= tensor.heads() || token_begin < 0 || count < 0 || token_begin > tokens || count > tokens - token_begin) {
-    throw Error(ErrorCode::Usage, "head " + std::to_string(head) + ", tokens " + std::to_string(token_begin) + " + " + std::to_string(count) + " asked of shape " +
-                                      shape_text(tensor.source.shape), file + ": " + tensor.source.path);
+  if (head < 0 || static_cast<std::uint64_t>(head) >= tensor.heads() || token_begin < 0 || count < 0 || token_begin > tokens ||
+      count > tokens - token_begin) {
+    throw Error(ErrorCode::Usage,
+                "head " + std::to_string(head) + ", tokens " + std::to_string(token_begin) + " + " + std::to_string(count) +
+                    " asked of shape " + shape_text(tensor.source.shape),
+                file + ": " + tensor.source.path);
   }
 }
 

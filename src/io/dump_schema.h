@@ -27,12 +27,12 @@ using Attributes = std::map<std::string, std::string>;
 
 /// One array in a file, as its format sees it.
 struct SourceTensor {
-  std::string path;                  ///< its name in the file, for messages and reading
+  std::string path;  ///< its name in the file, for messages and reading
   std::vector<std::uint64_t> shape;
-  std::optional<DType> dtype;        ///< element type as stored (F64 is handed out as F32); empty: see `problem`
-  std::string problem;               ///< why its elements cannot be read, and how to mend it
-  Attributes attributes;             ///< its own attributes and, below them, those of its group
-  std::size_t id = 0;                ///< the format's own index
+  std::optional<DType> dtype;  ///< element type as stored (F64 is handed out as F32); empty: see `problem`
+  std::string problem;         ///< why its elements cannot be read, and how to mend it
+  Attributes attributes;       ///< its own attributes and, below them, those of its group
+  std::size_t id = 0;          ///< the format's own index
 };
 
 /// A source tensor with its axes named. batch_axis is -1 for rank 3.
@@ -52,7 +52,7 @@ struct PlacedLayer {
 
 struct Schema {
   DumpInfo info;
-  std::vector<PlacedLayer> layers;  ///< parallel to info.layers
+  std::vector<PlacedLayer> layers;                                          ///< parallel to info.layers
   const PlacedTensor& tensor(std::size_t layer_index, Tensor which) const;  ///< Usage when there is none
 };
 

@@ -34,8 +34,8 @@ InputFile::InputFile(InputFile&& other) noexcept : path_(std::move(other.path_))
 
 void InputFile::read_at(std::uint64_t offset, void* out, std::size_t bytes) const {
   if (offset > size_ || bytes > size_ - offset) {
-    bad_input(path_, "ends at byte " + std::to_string(size_) + ", but bytes " + std::to_string(offset) + " to " + std::to_string(offset + bytes) +
-                         " are needed; the file was cut short, copy it again");
+    bad_input(path_, "ends at byte " + std::to_string(size_) + ", but bytes " + std::to_string(offset) + " to " +
+                         std::to_string(offset + bytes) + " are needed; the file was cut short, copy it again");
   }
   auto* to = static_cast<std::uint8_t*>(out);
   while (bytes > 0) {

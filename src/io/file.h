@@ -10,7 +10,9 @@
 
 namespace tq4::io {
 
-[[noreturn]] inline void bad_input(const std::string& where, const std::string& message) { throw Error(ErrorCode::BadInput, message, where); }
+[[noreturn]] inline void bad_input(const std::string& where, const std::string& message) {
+  throw Error(ErrorCode::BadInput, message, where);
+}
 
 /// Read-only file. Move-only; safe to read from several threads.
 class InputFile {

@@ -41,7 +41,8 @@ void read_rows(const PlacedTensor& tensor, const ReadBytes& read, int head, std:
     const std::uint64_t tokens = std::min(step, end - token);
     piece.resize(static_cast<std::size_t>((tokens - 1) * stride + row));
     read(head_offset + token * stride, piece.data(), piece.size());
-    for (std::uint64_t i = 0; i < tokens; ++i, to += out_row) deliver(piece.data() + i * stride, stored, static_cast<std::size_t>(tensor.head_dim()), to);
+    for (std::uint64_t i = 0; i < tokens; ++i, to += out_row)
+      deliver(piece.data() + i * stride, stored, static_cast<std::size_t>(tensor.head_dim()), to);
   }
 }
 

@@ -50,7 +50,8 @@ std::string attribute_text(hid_t attribute) {
   if (count < 1 || count > 64) return {};
   switch (H5Tget_class(type.get())) {
     case H5T_INTEGER:
-      if (H5Tget_sign(type.get()) == H5T_SGN_NONE) return numbers_text<std::uint64_t>(attribute, H5T_NATIVE_UINT64, static_cast<std::size_t>(count), scalar);
+      if (H5Tget_sign(type.get()) == H5T_SGN_NONE)
+        return numbers_text<std::uint64_t>(attribute, H5T_NATIVE_UINT64, static_cast<std::size_t>(count), scalar);
       return numbers_text<std::int64_t>(attribute, H5T_NATIVE_INT64, static_cast<std::size_t>(count), scalar);
     case H5T_FLOAT: return numbers_text<double>(attribute, H5T_NATIVE_DOUBLE, static_cast<std::size_t>(count), scalar);
     case H5T_STRING: return count == 1 ? string_text(attribute, type.get()) : std::string();

@@ -24,8 +24,8 @@ std::optional<DType> element_type(hid_t type, const Attributes& attributes, std:
     if (bytes == 2 && exponent == 8 && mantissa == 7 && H5Tget_ebias(type) == 127) return DType::BF16;
     if (bytes == 4 && exponent == 8 && mantissa == 23) return DType::F32;
     if (bytes == 8 && exponent == 11 && mantissa == 52) return DType::F64;
-    problem = "has floats of " + std::to_string(bytes) + " bytes with " + std::to_string(exponent) + " exponent and " + std::to_string(mantissa) +
-              " mantissa bits; use float16, bfloat16 or float32";
+    problem = "has floats of " + std::to_string(bytes) + " bytes with " + std::to_string(exponent) + " exponent and " +
+              std::to_string(mantissa) + " mantissa bits; use float16, bfloat16 or float32";
     return std::nullopt;
   }
   if (kind == H5T_INTEGER && bytes == 2) {
@@ -67,12 +67,14 @@ class Hdf5Dump final : public Dump {
   }
 
   std::vector<float> read_o_gram(std::size_t layer_index) override {
-    if (layer_index >= schema_.layers.size() || !schema_.layers[layer_index].o_gram) bad_input(schema_.info.path, "no o_gram in layer index " + std::to_string(layer_index));
+    if (layer_index >= schema_.layers.size() || !schema_.layers[layer_index].o_gram)
+      bad_input(schema_.info.path, "no o_gram in layer index " + std::to_string(layer_index));
     const Hdf5Scope scope;
     const SourceTensor& source = *schema_.layers[layer_index].o_gram;
     const H5Dataset dataset(H5Dopen2(file_.get(), source.path.c_str(), H5P_DEFAULT));
     std::vector<float> gram(source.shape[0] * source.shape[1] * source.shape[2]);
-    if (!dataset || H5Dread(dataset.get(), H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, gram.data()) < 0) fail(source, "cannot be read");
+    if (!dataset || H5Dread(dataset.get(), H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, gram.data()) < 0)
+      fail(source, "cannot be read");
     return gram;
   }
 
@@ -92,7 +94,8 @@ class Hdf5Dump final : public Dump {
       if (object->type == H5O_TYPE_DATASET) static_cast<std::vector<std::string>*>(out)->push_back(std::string("/") + name);
       return 0;
     };
-    if (H5Ovisit(file_.get(), H5_INDEX_NAME, H5_ITER_NATIVE, visit, &names) < 0) bad_input(path, "HDF5 cannot list its datasets (" + hdf5_reason() + ")");
+    if (H5Ovisit(file_.get(), H5_INDEX_NAME, H5_ITER_NATIVE, visit, &names) < 0)
+      bad_input(path, "HDF5 cannot list its datasets (" + hdf5_reason() + ")");
     std::vector<SourceTensor> sources;
     for (const std::string& name : names) {
       const H5Dataset dataset(H5Dopen2(file_.get(), name.c_str(), H5P_DEFAULT));
@@ -129,9 +132,11 @@ class Hdf5Dump final : public Dump {
     return open.dataset.get();
   }
 
-  void read_slab(const SourceTensor& source, hid_t dataset, const std::vector<hsize_t>& start, const std::vector<hsize_t>& size, void* out) const {
+  void read_slab(const SourceTensor& source, hid_t dataset, const std::vector<hsize_t>& start, const std::vector<hsize_t>& size,
+                 void* out) const {
     const H5Space file_space(H5Dget_space(dataset));
-    if (H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, start.data(), nullptr, size.data(), nullptr) < 0) fail(source, "cannot be selected from");
+    if (H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, start.data(), nullptr, size.data(), nullptr) < 0)
+      fail(source, "cannot be selected from");
     const H5Space memory_space(H5Screate_simple(static_cast<int>(size.size()), size.data(), nullptr));
     H5Type memory_type(H5Tcopy(H5T_NATIVE_FLOAT));
     if (*source.dtype == DType::F16 || *source.dtype == DType::BF16) {
@@ -149,6 +154,8 @@ class Hdf5Dump final : public Dump {
 
 }  // namespace
 
-std::unique_ptr<Dump> open_hdf5_dump(const std::string& path, const DumpOptions& options) { return std::make_unique<Hdf5Dump>(path, options); }
+std::unique_ptr<Dump> open_hdf5_dump(const std::string& path, const DumpOptions& options) {
+  return std::make_unique<Hdf5Dump>(path, options);
+}
 
 }  // namespace tq4::io

@@ -32,7 +32,8 @@ class Hdf5DumpWriter final : public DumpWriter {
   }
 
   void write(std::size_t layer_index, Tensor tensor, int head, std::int64_t token_begin, std::int64_t count, const void* rows) override {
-    if (layer_index >= info_.layers.size()) throw Error(ErrorCode::Usage, "layer index " + std::to_string(layer_index) + " of " + std::to_string(info_.layers.size()), path_);
+    if (layer_index >= info_.layers.size())
+      throw Error(ErrorCode::Usage, "layer index " + std::to_string(layer_index) + " of " + std::to_string(info_.layers.size()), path_);
     const LayerInfo& layer = info_.layers[layer_index];
     const std::int64_t tokens = tensor == Tensor::Q ? layer.q_tokens : layer.tokens;
     const int heads = tensor == Tensor::Q ? layer.num_q_heads : layer.num_kv_heads;
@@ -65,8 +66,9 @@ class Hdf5DumpWriter final : public DumpWriter {
   std::uint64_t total_bytes() const {
     std::uint64_t elements = 0;
     for (const LayerInfo& layer : info_.layers) {
-      elements += static_cast<std::uint64_t>(layer.head_dim) * (2 * static_cast<std::uint64_t>(layer.num_kv_heads) * static_cast<std::uint64_t>(layer.tokens) +
-                                                                static_cast<std::uint64_t>(layer.num_q_heads) * static_cast<std::uint64_t>(layer.q_tokens));
+      elements += static_cast<std::uint64_t>(layer.head_dim) *
+                  (2 * static_cast<std::uint64_t>(layer.num_kv_heads) * static_cast<std::uint64_t>(layer.tokens) +
+                   static_cast<std::uint64_t>(layer.num_q_heads) * static_cast<std::uint64_t>(layer.q_tokens));
     }
     return elements * dtype_size(dtype_);
   }

@@ -29,7 +29,8 @@ class Fields {
   }
   std::int64_t integer(const char* name, std::int64_t lowest, std::int64_t highest) {
     const nlohmann::json& value = at(name);
-    const bool fits = value.is_number_unsigned() ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(highest) : value.is_number_integer();
+    const bool fits =
+        value.is_number_unsigned() ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(highest) : value.is_number_integer();
     if (!fits || value.get<std::int64_t>() < lowest || value.get<std::int64_t>() > highest) {
       bad_input(where_, std::string(name) + " is no whole number from " + std::to_string(lowest) + " to " + std::to_string(highest));
     }
@@ -63,6 +64,8 @@ class Fields {
 };
 
 /// JSON text; invalid UTF-8 is replaced, since attributes come from files of any quality.
-inline std::string dump_json(const nlohmann::ordered_json& json) { return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace); }
+inline std::string dump_json(const nlohmann::ordered_json& json) {
+  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
 
 }  // namespace tq4::io

@@ -17,7 +17,7 @@ namespace {
 
 /// Where the elements of a source tensor lie: in the plain file or in a zip member.
 struct Place {
-  std::uint64_t data_start = 0;             ///< from the begin of the file or member
+  std::uint64_t data_start = 0;  ///< from the begin of the file or member
   std::optional<ZipMember> member;
 };
 
@@ -38,7 +38,8 @@ T scalar(const std::uint8_t* bytes) {
 std::string scalar_text(const NpyHeader& header, const std::uint8_t* bytes) {
   if (header.descr == "<f8" || header.descr == "<f4") {
     std::array<char, 40> text{};
-    std::snprintf(text.data(), text.size(), "%.17g", header.descr == "<f8" ? scalar<double>(bytes) : static_cast<double>(scalar<float>(bytes)));
+    std::snprintf(text.data(), text.size(), "%.17g",
+                  header.descr == "<f8" ? scalar<double>(bytes) : static_cast<double>(scalar<float>(bytes)));
     return text.data();
   }
   if (header.descr == "<i8") return std::to_string(scalar<std::int64_t>(bytes));
@@ -78,7 +79,8 @@ class NpyDump final : public Dump {
   }
 
   std::vector<float> read_o_gram(std::size_t layer_index) override {
-    if (layer_index >= schema_.layers.size() || !schema_.layers[layer_index].o_gram) bad_input(schema_.info.path, "no o_gram in layer index " + std::to_string(layer_index));
+    if (layer_index >= schema_.layers.size() || !schema_.layers[layer_index].o_gram)
+      bad_input(schema_.info.path, "no o_gram in layer index " + std::to_string(layer_index));
     const SourceTensor& source = *schema_.layers[layer_index].o_gram;
     return read_all_as_float(source, reader(source, streams_.size() - 1));
   }
@@ -102,7 +104,8 @@ class NpyDump final : public Dump {
     const NpyHeader header = parse_npy_header(begin, where);
     const std::uint64_t needed = data_bytes(header, where);
     if (header.data_start > member.size || needed > member.size - header.data_start) {
-      bad_input(where, "needs " + std::to_string(needed) + " bytes of data and holds " + std::to_string(member.size - std::min(member.size, header.data_start)));
+      bad_input(where, "needs " + std::to_string(needed) + " bytes of data and holds " +
+                           std::to_string(member.size - std::min(member.size, header.data_start)));
     }
     if (header.shape.empty() && needed <= 4096 && header.data_start + needed <= begin.size()) {
       const std::string text = scalar_text(header, begin.data() + header.data_start);
@@ -120,12 +123,15 @@ class NpyDump final : public Dump {
     if (!header.dtype) bad_input(path, header.problem);
     const std::uint64_t needed = data_bytes(header, path);
     if (needed > file_.size() - header.data_start) {
-      bad_input(path, "needs " + std::to_string(needed) + " bytes of data and holds " + std::to_string(file_.size() - header.data_start) + "; it was cut short, copy it again");
+      bad_input(path, "needs " + std::to_string(needed) + " bytes of data and holds " + std::to_string(file_.size() - header.data_start) +
+                          "; it was cut short, copy it again");
     }
     std::vector<std::uint64_t> shape = header.shape;
     if (shape.size() == 4) shape.insert(shape.begin(), 1);
     if (shape.size() != 5 || shape[1] != 2 || shape[0] > 100000) {
-      bad_input(path, "a single npy holds keys and values as [2, heads, tokens, head_dim] or [layers, 2, heads, tokens, head_dim]; put other arrays into an npz, named layer_0_k, layer_0_v, ...");
+      bad_input(path,
+                "a single npy holds keys and values as [2, heads, tokens, head_dim] or [layers, 2, heads, tokens, head_dim]; put other "
+                "arrays into an npz, named layer_0_k, layer_0_v, ...");
     }
     const std::vector<std::uint64_t> one(shape.begin() + 2, shape.end());
     const std::uint64_t bytes = shape[0] == 0 ? 0 : needed / (shape[0] * 2);
@@ -161,6 +167,8 @@ class NpyDump final : public Dump {
 
 }  // namespace
 
-std::unique_ptr<Dump> open_npy_dump(const std::string& path, const DumpOptions& options) { return std::make_unique<NpyDump>(path, options); }
+std::unique_ptr<Dump> open_npy_dump(const std::string& path, const DumpOptions& options) {
+  return std::make_unique<NpyDump>(path, options);
+}
 
 }  // namespace tq4::io

@@ -51,7 +51,8 @@ class Literal {
     skip();
     std::uint64_t value = 0;
     const std::size_t begin = at_;
-    while (at_ < text_.size() && std::isdigit(static_cast<unsigned char>(text_[at_])) && at_ - begin < 18) value = value * 10 + static_cast<std::uint64_t>(text_[at_++] - '0');
+    while (at_ < text_.size() && std::isdigit(static_cast<unsigned char>(text_[at_])) && at_ - begin < 18)
+      value = value * 10 + static_cast<std::uint64_t>(text_[at_++] - '0');
     if (at_ == begin || (at_ < text_.size() && std::isdigit(static_cast<unsigned char>(text_[at_])))) fail();
     return value;
   }
@@ -79,13 +80,20 @@ void read_type(NpyHeader& header) {
   const std::string& descr = header.descr;
   if (descr.size() >= 3) header.element_bytes = static_cast<std::size_t>(std::atoi(descr.c_str() + 2)) * (descr[1] == 'U' ? 4 : 1);
   if (header.element_bytes > (std::size_t{1} << 30)) header.element_bytes = 0;
-  if (descr == "<f2") header.dtype = DType::F16;
-  else if (descr == "<f4") header.dtype = DType::F32;
-  else if (descr == "<f8") header.dtype = DType::F64;
-  else if (descr == "|V2" || descr == "<V2") header.dtype = DType::BF16;  // how NumPy saves ml_dtypes' bfloat16
-  else if (descr.starts_with(">f")) header.problem = "is big-endian (" + descr + "); save it with .astype(\"<f4\") or .astype(\"<f2\")";
-  else if (descr == "<u2" || descr == "<i2") header.problem = "holds 16-bit integers; npy has no way to mark them as bfloat16, save float32 or use safetensors";
-  else header.problem = "has element type \"" + descr.substr(0, 20) + "\"; use float16 or float32";
+  if (descr == "<f2")
+    header.dtype = DType::F16;
+  else if (descr == "<f4")
+    header.dtype = DType::F32;
+  else if (descr == "<f8")
+    header.dtype = DType::F64;
+  else if (descr == "|V2" || descr == "<V2")
+    header.dtype = DType::BF16;  // how NumPy saves ml_dtypes' bfloat16
+  else if (descr.starts_with(">f"))
+    header.problem = "is big-endian (" + descr + "); save it with .astype(\"<f4\") or .astype(\"<f2\")";
+  else if (descr == "<u2" || descr == "<i2")
+    header.problem = "holds 16-bit integers; npy has no way to mark them as bfloat16, save float32 or use safetensors";
+  else
+    header.problem = "has element type \"" + descr.substr(0, 20) + "\"; use float16 or float32";
 }
 
 }  // namespace

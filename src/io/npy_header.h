@@ -12,12 +12,12 @@
 namespace tq4::io {
 
 struct NpyHeader {
-  std::string descr;                 ///< NumPy's type string, "<f2"; empty for structured types
+  std::string descr;  ///< NumPy's type string, "<f2"; empty for structured types
   std::vector<std::uint64_t> shape;
-  std::uint64_t data_start = 0;      ///< bytes from the array's begin to its data
-  std::size_t element_bytes = 0;     ///< from descr; 0 for structured types
-  std::optional<DType> dtype;        ///< element type when it is a float we read
-  std::string problem;               ///< else why not, and how to mend it
+  std::uint64_t data_start = 0;   ///< bytes from the array's begin to its data
+  std::size_t element_bytes = 0;  ///< from descr; 0 for structured types
+  std::optional<DType> dtype;     ///< element type when it is a float we read
+  std::string problem;            ///< else why not, and how to mend it
 };
 
 /// Enough of a file's begin for every header NumPy writes.

@@ -24,7 +24,8 @@ std::unique_ptr<Dump> open_dump(const std::string& path, const DumpOptions& opti
     }
   }
   const std::string_view start(head.data(), head.size());
-  if (start.starts_with("\x93NUMPY") || start.starts_with("PK\x03\x04") || start.starts_with("PK\x05\x06")) return io::open_npy_dump(path, options);
+  if (start.starts_with("\x93NUMPY") || start.starts_with("PK\x03\x04") || start.starts_with("PK\x05\x06"))
+    return io::open_npy_dump(path, options);
   if (start[8] == '{') return io::open_safetensors_dump(path, options);
   io::bad_input(path, "not an HDF5, safetensors, npy or npz file (by its first bytes)");
 }

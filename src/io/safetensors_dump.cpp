@@ -51,7 +51,8 @@ class SafetensorsDump final : public Dump {
   }
 
   std::vector<float> read_o_gram(std::size_t layer_index) override {
-    if (layer_index >= schema_.layers.size() || !schema_.layers[layer_index].o_gram) bad_input(schema_.info.path, "no o_gram in layer index " + std::to_string(layer_index));
+    if (layer_index >= schema_.layers.size() || !schema_.layers[layer_index].o_gram)
+      bad_input(schema_.info.path, "no o_gram in layer index " + std::to_string(layer_index));
     const SourceTensor& source = *schema_.layers[layer_index].o_gram;
     return read_all_as_float(source, reader(source));
   }
@@ -80,6 +81,8 @@ class SafetensorsDump final : public Dump {
 
 }  // namespace
 
-std::unique_ptr<Dump> open_safetensors_dump(const std::string& path, const DumpOptions& options) { return std::make_unique<SafetensorsDump>(path, options); }
+std::unique_ptr<Dump> open_safetensors_dump(const std::string& path, const DumpOptions& options) {
+  return std::make_unique<SafetensorsDump>(path, options);
+}
 
 }  // namespace tq4::io

@@ -55,7 +55,8 @@ SafetensorsEntry parse_entry(const std::string& name, const Json& json, const st
   entry.dtype = json["dtype"].get<std::string>();
   const std::size_t bytes = safetensors_dtype_size(entry.dtype);
   if (bytes == 0) bad_input(where, "dtype \"" + entry.dtype.substr(0, 40) + "\" is not known");
-  if (!json["shape"].is_array() || !json["data_offsets"].is_array() || json["data_offsets"].size() != 2) bad_input(where, "shape or data_offsets is malformed");
+  if (!json["shape"].is_array() || !json["data_offsets"].is_array() || json["data_offsets"].size() != 2)
+    bad_input(where, "shape or data_offsets is malformed");
   std::uint64_t total = bytes;
   for (const Json& extent : json["shape"]) {
     entry.shape.push_back(unsigned_number(extent, where));
@@ -64,7 +65,8 @@ SafetensorsEntry parse_entry(const std::string& name, const Json& json, const st
   entry.begin = unsigned_number(json["data_offsets"][0], where);
   entry.end = unsigned_number(json["data_offsets"][1], where);
   if (entry.end < entry.begin || entry.end - entry.begin != total) {
-    bad_input(where, "takes bytes " + std::to_string(entry.begin) + " to " + std::to_string(entry.end) + ", but its shape needs " + std::to_string(total));
+    bad_input(where, "takes bytes " + std::to_string(entry.begin) + " to " + std::to_string(entry.end) + ", but its shape needs " +
+                         std::to_string(total));
   }
   return entry;
 }
@@ -116,9 +118,11 @@ std::string_view safetensors_dtype(DType dtype) {
 std::uint64_t safetensors_json_length(std::span<const std::uint8_t, 8> prefix, std::uint64_t file_size, const std::string& where) {
   std::uint64_t length = 0;
   for (int i = 7; i >= 0; --i) length = length << 8 | prefix[static_cast<std::size_t>(i)];
-  if (length > kMaxSafetensorsHeader) bad_input(where, "not a safetensors file: a header of " + std::to_string(length) + " bytes is past the format's limit");
+  if (length > kMaxSafetensorsHeader)
+    bad_input(where, "not a safetensors file: a header of " + std::to_string(length) + " bytes is past the format's limit");
   if (length + 8 > file_size) {
-    bad_input(where, "the safetensors header needs " + std::to_string(length + 8) + " bytes, the file has " + std::to_string(file_size) + "; it was cut short");
+    bad_input(where, "the safetensors header needs " + std::to_string(length + 8) + " bytes, the file has " + std::to_string(file_size) +
+                         "; it was cut short");
   }
   return length;
 }
@@ -142,7 +146,9 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, std::uint64_t 
             [](const SafetensorsEntry& a, const SafetensorsEntry& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
   std::uint64_t at = 0;
   for (const SafetensorsEntry& entry : header.entries) {
-    if (entry.begin != at) bad_input(where + ": " + entry.name.substr(0, 200), "begins at byte " + std::to_string(entry.begin) + " of the data instead of " + std::to_string(at));
+    if (entry.begin != at)
+      bad_input(where + ": " + entry.name.substr(0, 200),
+                "begins at byte " + std::to_string(entry.begin) + " of the data instead of " + std::to_string(at));
     at = entry.end;
   }
   const std::uint64_t present = file_size - header.data_start;

@@ -24,9 +24,9 @@ struct SafetensorsEntry {
 };
 
 struct SafetensorsHeader {
-  std::map<std::string, std::string> metadata;  ///< `__metadata__`
-  std::vector<SafetensorsEntry> entries;         ///< ascending by offset
-  std::uint64_t data_start = 0;                  ///< file offset of the data
+  std::map<std::string, std::string> metadata;                ///< `__metadata__`
+  std::vector<SafetensorsEntry> entries;                      ///< ascending by offset
+  std::uint64_t data_start = 0;                               ///< file offset of the data
   const SafetensorsEntry* find(std::string_view name) const;  ///< null when absent; linear
 };
 

@@ -35,7 +35,8 @@ class SealedWriter {
  public:
   /// `format` is the metadata entry of that name; `metadata` everything else but checksums and version. Tensors without elements are left
   /// out of the file. Fails here, not later, when the disk has no room.
-  SealedWriter(const std::string& path, bool overwrite, const std::string& format, std::map<std::string, std::string> metadata, std::vector<PlannedTensor> tensors);
+  SealedWriter(const std::string& path, bool overwrite, const std::string& format, std::map<std::string, std::string> metadata,
+               std::vector<PlannedTensor> tensors);
   /// Bytes of tensor `index` (into the constructor's list) from `offset`. Any order, each byte once; several threads may write at once.
   void write(std::size_t index, std::uint64_t offset, const void* data, std::uint64_t bytes);
   /// Checks that every byte was written, writes checksums and header, syncs and renames.
@@ -48,8 +49,8 @@ class SealedWriter {
   std::string path_;
   std::map<std::string, std::string> metadata_;
   std::vector<PlannedTensor> tensors_;
-  std::vector<SafetensorsEntry> entries_;     ///< by offset, `checksums` first
-  std::vector<std::uint64_t> offsets_;        ///< file offset of each of tensors_
+  std::vector<SafetensorsEntry> entries_;  ///< by offset, `checksums` first
+  std::vector<std::uint64_t> offsets_;     ///< file offset of each of tensors_
   std::uint64_t payload_start_ = 0, payload_bytes_ = 0;
   std::unique_ptr<std::atomic<std::uint64_t>[]> missing_;  ///< bytes of each block not written yet
   std::vector<std::uint64_t> checksums_;

@@ -26,7 +26,8 @@ void check_version(const SafetensorsHeader& header, const std::string& path, con
     bad_input(path, "has no readable format_version; the header is damaged");
   }
   if (std::stoi(version->second) > kFormatVersion) {
-    bad_input(path, "has format version " + version->second + ", this program reads up to " + std::to_string(kFormatVersion) + "; use a newer tq4");
+    bad_input(path, "has format version " + version->second + ", this program reads up to " + std::to_string(kFormatVersion) +
+                        "; use a newer tq4");
   }
   if (std::stoi(version->second) < 1) bad_input(path, "has format version 0; the header is damaged");
 }
@@ -80,7 +81,8 @@ const SafetensorsEntry& SealedFile::entry(const std::string& name) const {
 const SafetensorsEntry& SealedFile::expect(const std::string& name, DType dtype, const std::vector<std::uint64_t>& shape) {
   const SafetensorsEntry& found = entry(name);
   if (found.dtype != safetensors_dtype(dtype) || found.shape != shape) {
-    bad_input(path() + ": " + name, "is " + found.dtype + " " + shape_text(found.shape) + " instead of " + std::string(safetensors_dtype(dtype)) + " " + shape_text(shape));
+    bad_input(path() + ": " + name, "is " + found.dtype + " " + shape_text(found.shape) + " instead of " +
+                                        std::string(safetensors_dtype(dtype)) + " " + shape_text(shape));
   }
   expected_.insert(name);
   return found;
@@ -103,8 +105,8 @@ SealedFile::Block SealedFile::block(std::uint64_t index, const std::string& read
   auto bytes = std::make_shared<std::vector<std::uint8_t>>(static_cast<std::size_t>(end - begin));
   file_.read_at(begin, bytes->data(), bytes->size());
   if (xxh3(bytes->data(), bytes->size()) != checksums_[index]) {
-    bad_input(path() + ": " + reader, "the checksum of block " + std::to_string(index) + " (bytes " + std::to_string(begin) + " to " + std::to_string(end) +
-                                          " of the file) is wrong; the file is damaged, copy it again");
+    bad_input(path() + ": " + reader, "the checksum of block " + std::to_string(index) + " (bytes " + std::to_string(begin) + " to " +
+                                          std::to_string(end) + " of the file) is wrong; the file is damaged, copy it again");
   }
   recent_.emplace_front(index, std::move(bytes));
   if (recent_.size() > kBlocksKept) recent_.pop_back();
@@ -112,7 +114,8 @@ SealedFile::Block SealedFile::block(std::uint64_t index, const std::string& read
 }
 
 void SealedFile::read(const SafetensorsEntry& found, std::uint64_t offset, void* out, std::uint64_t bytes) {
-  if (offset > found.end - found.begin || bytes > found.end - found.begin - offset) throw Error(ErrorCode::Usage, "read past the end of " + found.name, path());
+  if (offset > found.end - found.begin || bytes > found.end - found.begin - offset)
+    throw Error(ErrorCode::Usage, "read past the end of " + found.name, path());
   auto* to = static_cast<std::uint8_t*>(out);
   for (std::uint64_t at = header_.data_start + found.begin + offset - payload_start_, end = at + bytes; at < end;) {
     const std::uint64_t index = at / kBlockBytes, here = std::min(end, (index + 1) * kBlockBytes) - at;

@@ -30,7 +30,8 @@ SealedWriter::SealedWriter(const std::string& path, bool overwrite, const std::s
   // Wide elements first: every tensor is then aligned to its element without padding.
   std::vector<std::size_t> order(tensors_.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return dtype_size(tensors_[a].dtype) > dtype_size(tensors_[b].dtype); });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return dtype_size(tensors_[a].dtype) > dtype_size(tensors_[b].dtype); });
   for (const PlannedTensor& tensor : tensors_) payload_bytes_ += tensor.bytes();
   const std::uint64_t blocks = (payload_bytes_ + kBlockBytes - 1) / kBlockBytes;
   checksums_.resize(blocks);
@@ -38,10 +39,13 @@ SealedWriter::SealedWriter(const std::string& path, bool overwrite, const std::s
   for (const std::size_t i : order) {
     const std::uint64_t begin = entries_.back().end, bytes = tensors_[i].bytes();
     offsets_[i] = begin;
-    if (bytes > 0) entries_.push_back({tensors_[i].name, std::string(safetensors_dtype(tensors_[i].dtype)), tensors_[i].shape, begin, begin + bytes});
+    if (bytes > 0)
+      entries_.push_back({tensors_[i].name, std::string(safetensors_dtype(tensors_[i].dtype)), tensors_[i].shape, begin, begin + bytes});
   }
   const std::uint64_t data_start = render_safetensors_header(metadata_, entries_).size();
-  if (data_start - 8 > kMaxSafetensorsHeader) throw Error(ErrorCode::Unsupported, "the header would take " + std::to_string(data_start) + " bytes, more than the format allows", path);
+  if (data_start - 8 > kMaxSafetensorsHeader)
+    throw Error(ErrorCode::Unsupported, "the header would take " + std::to_string(data_start) + " bytes, more than the format allows",
+                path);
   for (std::uint64_t& offset : offsets_) offset += data_start;
   payload_start_ = data_start + blocks * 8;
   missing_ = std::make_unique<std::atomic<std::uint64_t>[]>(blocks);
@@ -66,8 +70,10 @@ void SealedWriter::write(std::size_t index, std::uint64_t offset, const void* da
 void SealedWriter::finish_block(std::uint64_t block) {
   std::vector<std::uint8_t> bytes(static_cast<std::size_t>(std::min(kBlockBytes, payload_bytes_ - block * kBlockBytes)));
   for (std::size_t done = 0; done < bytes.size();) {
-    const ssize_t got = ::pread(file_.fd(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(payload_start_ + block * kBlockBytes + done));
-    if (got <= 0 && errno != EINTR) throw Error(ErrorCode::Runtime, std::string("cannot read back what was written: ") + std::strerror(errno), path_);
+    const ssize_t got =
+        ::pread(file_.fd(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(payload_start_ + block * kBlockBytes + done));
+    if (got <= 0 && errno != EINTR)
+      throw Error(ErrorCode::Runtime, std::string("cannot read back what was written: ") + std::strerror(errno), path_);
     if (got > 0) done += static_cast<std::size_t>(got);
   }
   checksums_[block] = xxh3(bytes.data(), bytes.size());
@@ -78,7 +84,8 @@ void SealedWriter::commit() {
     if (missing_[b] == 0) continue;
     const std::uint64_t at = payload_start_ + b * kBlockBytes;
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
-      if (offsets_[i] + tensors_[i].bytes() > at) throw Error(ErrorCode::Usage, "commit() before every part was written, first near " + tensors_[i].name, path_);
+      if (offsets_[i] + tensors_[i].bytes() > at)
+        throw Error(ErrorCode::Usage, "commit() before every part was written, first near " + tensors_[i].name, path_);
     }
   }
   std::string header = render_safetensors_header(metadata_, entries_);

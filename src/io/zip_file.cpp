@@ -30,14 +30,16 @@ std::vector<ZipMember> list_zip(const std::string& path) {
     if (status != UNZ_OK) bad_input(path, "the zip directory is damaged");
     unz_file_info64 info{};
     std::array<char, 1024> name{};
-    if (unzGetCurrentFileInfo64(archive.handle, &info, name.data(), name.size() - 1, nullptr, 0, nullptr, 0) != UNZ_OK) bad_input(path, "the zip directory is damaged");
+    if (unzGetCurrentFileInfo64(archive.handle, &info, name.data(), name.size() - 1, nullptr, 0, nullptr, 0) != UNZ_OK)
+      bad_input(path, "the zip directory is damaged");
     ZipMember& member = members.emplace_back();
     member.name = name.data();
     member.size = info.uncompressed_size;
     member.stored = info.compression_method == 0;
     const std::string where = path + ": " + member.name;
     if ((info.flag & 1u) != 0) bad_input(where, "is encrypted");
-    if (!member.stored && info.compression_method != Z_DEFLATED) bad_input(where, "uses zip method " + std::to_string(info.compression_method) + "; save with numpy.savez or savez_compressed");
+    if (!member.stored && info.compression_method != Z_DEFLATED)
+      bad_input(where, "uses zip method " + std::to_string(info.compression_method) + "; save with numpy.savez or savez_compressed");
     unz64_file_pos position{};
     if (unzGetFilePos64(archive.handle, &position) != UNZ_OK) bad_input(where, "cannot be found in the zip directory");
     member.directory_offset = position.pos_in_zip_directory;
@@ -70,7 +72,8 @@ ZipStream::~ZipStream() {
 void ZipStream::rewind() {
   unzCloseCurrentFile(archive_);
   unz64_file_pos position{member_.directory_offset, member_.number};
-  if (unzGoToFilePos64(archive_, &position) != UNZ_OK || unzOpenCurrentFile(archive_) != UNZ_OK) bad_input(path_ + ": " + member_.name, "its local zip header is damaged");
+  if (unzGoToFilePos64(archive_, &position) != UNZ_OK || unzOpenCurrentFile(archive_) != UNZ_OK)
+    bad_input(path_ + ": " + member_.name, "its local zip header is damaged");
   position_ = 0;
 }
 
@@ -84,7 +87,8 @@ void ZipStream::next(void* out, std::size_t bytes) {
     position_ += static_cast<std::uint64_t>(got);
   }
   if (position_ == member_.size) {  // minizip compares the CRC when a member read to its end is closed
-    if (unzCloseCurrentFile(archive_) == UNZ_CRCERROR) bad_input(path_ + ": " + member_.name, "its CRC is wrong; the file is damaged, copy it again");
+    if (unzCloseCurrentFile(archive_) == UNZ_CRCERROR)
+      bad_input(path_ + ": " + member_.name, "its CRC is wrong; the file is damaged, copy it again");
   }
 }
 

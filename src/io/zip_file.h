@@ -10,9 +10,9 @@ namespace tq4::io {
 
 struct ZipMember {
   std::string name;
-  std::uint64_t size = 0;          ///< uncompressed
+  std::uint64_t size = 0;  ///< uncompressed
   bool stored = false;
-  std::uint64_t data_offset = 0;   ///< stored members: where their bytes begin in the archive
+  std::uint64_t data_offset = 0;                   ///< stored members: where their bytes begin in the archive
   std::uint64_t directory_offset = 0, number = 0;  ///< minizip's position of the member
 };
 

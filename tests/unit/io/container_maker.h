@@ -16,8 +16,11 @@ namespace tq4::test {
 /// Planes of n vectors with room for every part.
 struct Planes {
   Planes(const Codec& codec, std::int64_t n)
-      : codes(static_cast<std::size_t>(n) * codec.code_bytes()), signs(static_cast<std::size_t>(n) * static_cast<std::size_t>(codec.head_dim()) / 8),
-        scale(static_cast<std::size_t>(n)), zero(static_cast<std::size_t>(n)), residual_norm(static_cast<std::size_t>(n)) {}
+      : codes(static_cast<std::size_t>(n) * codec.code_bytes()),
+        signs(static_cast<std::size_t>(n) * static_cast<std::size_t>(codec.head_dim()) / 8),
+        scale(static_cast<std::size_t>(n)),
+        zero(static_cast<std::size_t>(n)),
+        residual_norm(static_cast<std::size_t>(n)) {}
   EncodedOut out() { return {codes.data(), scale.data(), zero.data(), signs.data(), residual_norm.data()}; }
   EncodedIn in() const { return {codes.data(), scale.data(), zero.data(), signs.data(), residual_norm.data()}; }
   bool operator==(const Planes&) const = default;
@@ -25,7 +28,8 @@ struct Planes {
   std::vector<float> scale, zero, residual_norm;
 };
 
-inline StoredLayer layer(int number, int heads, std::int64_t tokens, int head_dim, std::int64_t first = 0, std::int64_t last = 0, bool passthrough = false) {
+inline StoredLayer layer(int number, int heads, std::int64_t tokens, int head_dim, std::int64_t first = 0, std::int64_t last = 0,
+                         bool passthrough = false) {
   StoredLayer made;
   made.shape.layer = number;
   made.shape.num_kv_heads = heads;
@@ -82,12 +86,13 @@ inline LayerCalibration calibrate(const StoredLayer& stored, int pair_bits) {
 inline Codec codec_for(const SideSpec& spec, int head_dim, const SideCalibration* tables) {
   if (tables == nullptr || tables->pair_points.empty() || !spec.pair_codebook) return Codec(spec, head_dim);
   const PairTable pairs{spec.bits, head_dim, tables->pair_points};
-  return Codec(spec, head_dim, make_codebook(spec.codebook, spec.bits, head_dim), make_rotation(spec.rotation, head_dim, spec.seed), &pairs);
+  return Codec(spec, head_dim, make_codebook(spec.codebook, spec.bits, head_dim), make_rotation(spec.rotation, head_dim, spec.seed),
+               &pairs);
 }
 
 /// Encodes rows_of() everything and writes it in pieces of `step` tokens.
-inline void write_container(const std::string& path, const CodecSpec& spec, const std::vector<StoredLayer>& layers, const Calibration* calibration = nullptr,
-                            bool overwrite = false, std::int64_t step = 37) {
+inline void write_container(const std::string& path, const CodecSpec& spec, const std::vector<StoredLayer>& layers,
+                            const Calibration* calibration = nullptr, bool overwrite = false, std::int64_t step = 37) {
   DumpInfo source;
   source.path = "/somewhere/dump.h5";
   source.model = "test model";
@@ -96,7 +101,8 @@ inline void write_container(const std::string& path, const CodecSpec& spec, cons
   const auto writer = create_container(path, spec, source, layers, calibration, overwrite);
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const LayerInfo& shape = layers[i].shape;
-    const std::int64_t first = layers[i].passthrough ? shape.tokens : layers[i].exact_first, last = layers[i].exact_last, encoded = shape.tokens - first - last;
+    const std::int64_t first = layers[i].passthrough ? shape.tokens : layers[i].exact_first, last = layers[i].exact_last,
+                       encoded = shape.tokens - first - last;
     const LayerCalibration* tables = calibration == nullptr || layers[i].passthrough ? nullptr : calibration->find(shape.layer);
     for (const Side side : {Side::V, Side::K}) {
       for (int head = shape.num_kv_heads - 1; head >= 0; --head) {
@@ -107,11 +113,15 @@ inline void write_container(const std::string& path, const CodecSpec& spec, cons
         if (first > 0) writer->write_exact(i, side, head, 0, first, halves.data());
         if (last > 0) writer->write_exact(i, side, head, first, last, halves.data() + static_cast<std::size_t>(first + encoded) * dim);
         if (encoded == 0) continue;
-        const Codec codec = codec_for(side == Side::K ? spec.k : spec.v, shape.head_dim, tables == nullptr ? nullptr : side == Side::K ? &tables->k : &tables->v);
+        const Codec codec = codec_for(side == Side::K ? spec.k : spec.v, shape.head_dim,
+                                      tables == nullptr ? nullptr
+                                      : side == Side::K ? &tables->k
+                                                        : &tables->v);
         for (std::int64_t t = 0; t < encoded; t += step) {
           const std::int64_t n = std::min(step, encoded - t);
           Planes planes(codec, n);
-          codec.encode(rows.data() + static_cast<std::size_t>(first + t) * dim, DType::F32, n, planes.out(), head_transform(tables, side, head, first + t));
+          codec.encode(rows.data() + static_cast<std::size_t>(first + t) * dim, DType::F32, n, planes.out(),
+                       head_transform(tables, side, head, first + t));
           writer->write(i, side, head, t, n, planes.in());
         }
       }

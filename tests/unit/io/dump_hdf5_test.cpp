@@ -11,8 +11,8 @@
 namespace tq4 {
 namespace {
 
-using test::TempFolder;
 using test::message_of;
+using test::TempFolder;
 
 const std::string kData = std::string(TQ4_SOURCE_DIR) + "/data/";
 
@@ -105,7 +105,7 @@ TEST(Hdf5Dump, OtherNamesAxesAndHeadDimsByLayer) {
   const TempFolder folder;
   {
     H5Maker maker(folder / "a.h5");
-    maker.floats("layer_3/key", {1, 2, 5, 8});          // [B, H, S, D]
+    maker.floats("layer_3/key", {1, 2, 5, 8});  // [B, H, S, D]
     maker.floats("layer_3/value", {1, 2, 5, 8}, 1000);
     maker.floats("layer_3/query", {1, 4, 3, 8}, 2000);
     maker.floats("K_layer012", {2, 6, 16});
@@ -223,65 +223,76 @@ TEST_P(Hdf5Refuses, WithAClearLine) {
   EXPECT_NE(message.find("bad.h5"), std::string::npos) << message;
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Bad, Hdf5Refuses,
-    ::testing::Values(BadCase{"Misnamed", [](H5Maker& m) { m.floats("model/weights", {3, 4, 8}); }, "found /model/weights [3, 4, 8]"},
-                      BadCase{"NoValues", [](H5Maker& m) { m.floats("layer_0/k", {1, 2, 8}); }, "layer 0 has /layer_0/k but no values"},
-                      BadCase{"NoKeys", [](H5Maker& m) { m.floats("layer_0/v", {1, 2, 8}); }, "but no keys"},
-                      BadCase{"Rank",
-                              [](H5Maker& m) {
-                                m.floats("layer_0/k", {2, 8});
-                                m.floats("layer_0/v", {2, 8});
-                              },
-                              "/layer_0/k: has shape [2, 8]"},
-                      BadCase{"Shapes",
-                              [](H5Maker& m) {
-                                m.floats("layer_0/k", {1, 2, 8});
-                                m.floats("layer_0/v", {1, 3, 8});
-                              },
-                              "differ in shape"},
-                      BadCase{"Batch",
-                              [](H5Maker& m) {
-                                m.floats("layer_0/k", {2, 1, 2, 8});
-                                m.floats("layer_0/v", {2, 1, 2, 8});
-                              },
-                              "holds 2 sequences"},
-                      BadCase{"Integers",
-                              [](H5Maker& m) {
-                                const std::uint16_t zero[16] = {};
-                                m.dataset("layer_0/k", {1, 2, 8}, H5T_STD_U16LE, H5T_NATIVE_UINT16, zero);
-                                m.dataset("layer_0/v", {1, 2, 8}, H5T_STD_U16LE, H5T_NATIVE_UINT16, zero);
-                              },
-                              "attribute dtype = \"bfloat16\""},
-                      BadCase{"Twice",
-                              [](H5Maker& m) {
-                                m.floats("layer_0/k", {1, 2, 8});
-                                m.floats("layer_00/key", {1, 2, 8});
-                                m.floats("layer_0/v", {1, 2, 8});
-                              },
-                              "both the same tensor of layer 0"},
-                      BadCase{"QueryHeads",
-                              [](H5Maker& m) {
-                                m.floats("layer_0/k", {2, 2, 8});
-                                m.floats("layer_0/v", {2, 2, 8});
-                                m.floats("layer_0/q", {3, 2, 8});
-                              },
-                              "no multiple"},
-                      BadCase{"QueryStart",
-                              [](H5Maker& m) {
-                                m.floats("layer_0/k", {2, 2, 8});
-                                m.floats("layer_0/v", {2, 2, 8});
-                                const auto q = m.floats("layer_0/q", {2, 2, 8});
-                                m.attribute(q.get(), "q_start", 1);
-                              },
-                              "mend the attribute q_start"},
-                      BadCase{"ZeroHeads",
-                              [](H5Maker& m) {
-                                m.floats("layer_0/k", {0, 0, 8});
-                                m.floats("layer_0/v", {0, 0, 8});
-                              },
-                              "has 0 heads"}),
-    [](const auto& bad) { return bad.param.what; });
+INSTANTIATE_TEST_SUITE_P(Bad, Hdf5Refuses,
+                         ::testing::Values(BadCase{"Misnamed",
+                                                   [](H5Maker& m) {
+                                                     m.floats("model/weights", {3, 4, 8});
+                                                   },
+                                                   "found /model/weights [3, 4, 8]"},
+                                           BadCase{"NoValues",
+                                                   [](H5Maker& m) {
+                                                     m.floats("layer_0/k", {1, 2, 8});
+                                                   },
+                                                   "layer 0 has /layer_0/k but no values"},
+                                           BadCase{"NoKeys",
+                                                   [](H5Maker& m) {
+                                                     m.floats("layer_0/v", {1, 2, 8});
+                                                   },
+                                                   "but no keys"},
+                                           BadCase{"Rank",
+                                                   [](H5Maker& m) {
+                                                     m.floats("layer_0/k", {2, 8});
+                                                     m.floats("layer_0/v", {2, 8});
+                                                   },
+                                                   "/layer_0/k: has shape [2, 8]"},
+                                           BadCase{"Shapes",
+                                                   [](H5Maker& m) {
+                                                     m.floats("layer_0/k", {1, 2, 8});
+                                                     m.floats("layer_0/v", {1, 3, 8});
+                                                   },
+                                                   "differ in shape"},
+                                           BadCase{"Batch",
+                                                   [](H5Maker& m) {
+                                                     m.floats("layer_0/k", {2, 1, 2, 8});
+                                                     m.floats("layer_0/v", {2, 1, 2, 8});
+                                                   },
+                                                   "holds 2 sequences"},
+                                           BadCase{"Integers",
+                                                   [](H5Maker& m) {
+                                                     const std::uint16_t zero[16] = {};
+                                                     m.dataset("layer_0/k", {1, 2, 8}, H5T_STD_U16LE, H5T_NATIVE_UINT16, zero);
+                                                     m.dataset("layer_0/v", {1, 2, 8}, H5T_STD_U16LE, H5T_NATIVE_UINT16, zero);
+                                                   },
+                                                   "attribute dtype = \"bfloat16\""},
+                                           BadCase{"Twice",
+                                                   [](H5Maker& m) {
+                                                     m.floats("layer_0/k", {1, 2, 8});
+                                                     m.floats("layer_00/key", {1, 2, 8});
+                                                     m.floats("layer_0/v", {1, 2, 8});
+                                                   },
+                                                   "both the same tensor of layer 0"},
+                                           BadCase{"QueryHeads",
+                                                   [](H5Maker& m) {
+                                                     m.floats("layer_0/k", {2, 2, 8});
+                                                     m.floats("layer_0/v", {2, 2, 8});
+                                                     m.floats("layer_0/q", {3, 2, 8});
+                                                   },
+                                                   "no multiple"},
+                                           BadCase{"QueryStart",
+                                                   [](H5Maker& m) {
+                                                     m.floats("layer_0/k", {2, 2, 8});
+                                                     m.floats("layer_0/v", {2, 2, 8});
+                                                     const auto q = m.floats("layer_0/q", {2, 2, 8});
+                                                     m.attribute(q.get(), "q_start", 1);
+                                                   },
+                                                   "mend the attribute q_start"},
+                                           BadCase{"ZeroHeads",
+                                                   [](H5Maker& m) {
+                                                     m.floats("layer_0/k", {0, 0, 8});
+                                                     m.floats("layer_0/v", {0, 0, 8});
+                                                   },
+                                                   "has 0 heads"}),
+                         [](const auto& bad) { return bad.param.what; });
 
 TEST(Hdf5Dump, CutShortAndForeignFiles) {
   const TempFolder folder;
