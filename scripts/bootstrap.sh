@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(cmake g++ git ninja-build pkg-config ca-certificates libhwy-dev libhdf5-dev libcli11-dev libfmt-dev libeigen3-dev nlohmann-json3-dev libgtest-dev
-          libbenchmark-dev libxxhash-dev)
+          libbenchmark-dev libxxhash-dev libminizip-dev zlib1g-dev)
 python=no
 for argument in "$@"; do
   case $argument in
