@@ -155,7 +155,12 @@ void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut&
   const std::int64_t block = block_rows(forward.kind, dim);
   // fp32 rows that nothing changes before the transform are read where they lie.
   const bool in_place = dtype == DType::F32 && centre.none() && reinterpret_cast<std::uintptr_t>(x) % alignof(float) == 0;
-  const auto encode_block = [&](float* copy, float* transformed, std::int64_t first, std::int64_t rows) {
+  // A codebook's scale comes from the row's norm, which is not finite where a value is not: such codecs search the input for NaN and
+  // infinity only after a scale has told that there is something to find. The others look first.
+  const bool scale_tells = has_scale() && !has_zero();
+
+  /// False where a scale is not finite. `check`: look for NaN and infinity first, and report them or replace them.
+  const auto encode_block = [&](float* copy, float* transformed, std::int64_t first, std::int64_t rows, bool check) {
     const auto values = static_cast<std::size_t>(rows) * static_cast<std::size_t>(dim);
     const unsigned char* source = static_cast<const unsigned char*>(x) + static_cast<std::size_t>(first) * static_cast<std::size_t>(dim) * element;
     const float* a = copy;
@@ -164,10 +169,10 @@ void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut&
     } else {
       kernels.load(source, dtype, values, copy);
     }
-    const std::int64_t bad = kernels.find_nonfinite(a, values);
+    const std::int64_t bad = check ? kernels.find_nonfinite(a, values) : -1;
     if (bad >= 0 && exec.nonfinite == NonFinite::Refuse) {
       nonfinite.report(first * dim + bad);
-      return;
+      return true;
     }
     if (bad >= 0) {
       std::transform(a, a + values, copy, [](float v) { return std::isfinite(v) ? v : 0.0f; });
@@ -193,18 +198,20 @@ void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut&
         planes.scale[r] = cpu::round_scale(peer_norm(a + r * dim, dim), codes.scale_dtype);
       }
     }
-    if (!has_scale()) return;
+    if (!has_scale()) return true;
     for (std::int64_t r = 0; r < rows; ++r) {
       if (!std::isfinite(planes.scale[r]) || (has_signs() && !std::isfinite(planes.residual_norm[r]))) {
-        overflow.report(first + r);
-        break;
+        if (check) overflow.report(first + r);
+        return false;
       }
     }
+    return true;
   };
   for_blocks(exec, n, block, [&] {
     // Sized for what is needed: the copy also when NonFinite::Zero may have to change values.
     return [&, copy = Scratch(block * dim), transformed = Scratch(block * dim)](std::int64_t first, std::int64_t rows) {
-      encode_block(copy.data(), transformed.data(), first, rows);
+      const bool finite = encode_block(copy.data(), transformed.data(), first, rows, !scale_tells);
+      if (!finite && scale_tells) encode_block(copy.data(), transformed.data(), first, rows, true);
     };
   });
 

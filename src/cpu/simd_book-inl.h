@@ -71,18 +71,19 @@ HWY_INLINE bool MakeGridBook(const float* boundaries, const float* centroids, in
   if (!(reach > 1e-30f) || !(reach < 1e30f)) return false;
   const float slope = 15.4f / reach, offset = 8388608.0f + 16.0f;  // cells 1 to 31 between the outermost boundaries
   alignas(64) float bound[32], centroid[16];
-  alignas(64) std::int32_t start[32] = {};
   for (float& b : bound) b = std::numeric_limits<float>::infinity();
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), one = _mm512_set1_epi32(1);
+  __m512i start_lo = _mm512_setzero_si512(), start_hi = start_lo;
   for (int i = 0; i < count; ++i) {
-    const float b = boundaries[i];
-    const int cell = static_cast<int>(std::fma(b, slope, offset) - 8388608.0f);
+    const int cell = static_cast<int>(std::fma(boundaries[i], slope, offset) - 8388608.0f);
     if (cell < 0 || cell > 31 || bound[cell] != std::numeric_limits<float>::infinity()) return false;
-    bound[cell] = b;
-    for (int k = cell + 1; k < 32; ++k) ++start[k];
+    bound[cell] = boundaries[i];
+    const __m512i at = _mm512_set1_epi32(cell);
+    start_lo = _mm512_mask_add_epi32(start_lo, _mm512_cmplt_epi32_mask(at, lane), start_lo, one);
+    start_hi = _mm512_mask_add_epi32(start_hi, _mm512_cmplt_epi32_mask(_mm512_sub_epi32(at, _mm512_set1_epi32(16)), lane), start_hi, one);
   }
   for (int i = 0; i < 16; ++i) centroid[i] = centroids[i & count];
-  book = {_mm512_load_ps(bound), _mm512_load_ps(bound + 16), _mm512_load_si512(start), _mm512_load_si512(start + 16),
-          Set16(slope), Set16(offset), Set16(reach), Load16(centroid)};
+  book = {_mm512_load_ps(bound), _mm512_load_ps(bound + 16), start_lo, start_hi, Set16(slope), Set16(offset), Set16(reach), Load16(centroid)};
   return true;
 }
 #endif

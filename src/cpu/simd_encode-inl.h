@@ -47,8 +47,9 @@ HWY_INLINE F32x16 RoundScale(F32x16 v, ScaleDType dtype) {
 
 /// One batch of scalar codes. kChunks = dim / 16, or 0 for any dim.
 template <int kBits, int kChunks, class Book>
-HWY_INLINE void EncodeBatch(const CodeTables& t, const Book& book, const float* y, int rows, const EncodedOut& out) {
+HWY_INLINE void EncodeBatch(const CodeTables& t, const Book& shared_book, const float* y, int rows, const EncodedOut& out) {
   const int dim = kChunks != 0 ? 16 * kChunks : t.dim;
+  const Book book = shared_book;  // a copy, which may stay in registers
   BatchSums yy, yc, cc;
   for (int r = 0; r < rows; ++r) {
     F32x16 p = Zero16();
@@ -127,7 +128,12 @@ inline void EncodeScalarCodes(const CodeTables& t, const float* y, std::int64_t 
   GridBook grid;
   if (MakeGridBook(t.boundaries, t.centroids, kBits, grid)) return EncodeWithBook<kBits>(t, grid, y, n, out);
 #endif
-  EncodeWithBook<kBits>(t, MakeSearchBook(t.boundaries, t.centroids, kBits), y, n, out);
+  const SearchBook search = MakeSearchBook(t.boundaries, t.centroids, kBits);
+#if HWY_TARGET <= HWY_AVX3
+  EncodeBatches<kBits, 0>(t, search, y, n, out);  // rare here: not worth code for single dims
+#else
+  EncodeWithBook<kBits>(t, search, y, n, out);
+#endif
 }
 
 /// z [dim] to codes, one byte a coordinate, from coordinate `from` (a multiple of 8) up to `to`.

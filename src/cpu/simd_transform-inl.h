@@ -26,7 +26,15 @@ HWY_INLINE void ProductTile(D d, const float* HWY_RESTRICT matrix_t, int dim, co
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) acc[r][v] = hn::Zero(d);
   }
+  // Rows come from memory and go to it, one tile after the other: ask now for the lines this tile will store to, and with every step
+  // for a line of the rows of the next tile (past the last row that is a wish for the next block, or nothing).
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(y + r * dim + v * kLanes, 1);
+  }
+  const char* next = reinterpret_cast<const char*>(x + kRows * dim);
   for (int j = 0; j < dim; ++j) {
+    if constexpr (kRows > 4) __builtin_prefetch(next + 64 * static_cast<std::ptrdiff_t>(j));
     hn::Vec<D> m[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) m[v] = hn::LoadU(d, matrix_t + v * kLanes);
@@ -106,6 +114,9 @@ HWY_INLINE ButterflySigns MakeButterflySigns() {
   return {Load16(s[0]), Load16(s[1]), Load16(s[2]), Load16(s[3])};
 }
 
+/// How far ahead of the butterflies rows are asked for, in bytes: about a block of rows.
+inline constexpr std::ptrdiff_t kAhead = 16384;
+
 /// A block of 16 * kVectors values in registers: strides 1, 2, 4, 8 inside vectors, then across them. kPre and kPost: `signs` multiply
 /// before the butterflies or after them; scaled unless the caller still has stages to do.
 template <int kVectors, bool kPre, bool kPost>
@@ -113,6 +124,7 @@ HWY_INLINE void ButterfliesInRegisters(const ButterflySigns& lanes, const float*
   F32x16 v[kVectors];
 #pragma GCC unroll 8
   for (int k = 0; k < kVectors; ++k) {
+    __builtin_prefetch(reinterpret_cast<const char*>(x + 16 * k) + kAhead);
     v[k] = Load16(x + 16 * k);
     if constexpr (kPre) v[k] = Mul(v[k], Load16(signs + 16 * k));
     v[k] = ButterflyInside<1>(v[k], lanes.one);
