@@ -77,10 +77,13 @@ bool same_body(CodecSpec a, CodecSpec b) {
 bool suits(const Calibration& calibration, const CodecSpec& spec) {
   if (same_body(calibration.spec, spec)) return true;
   const auto side = [](const SideSpec& s, const SideSpec& made_for, bool pairs) {
-    return s.kind == CodeKind::Mse && made_for.kind == CodeKind::Mse && s.codebook == made_for.codebook && (!pairs || s.bits == made_for.bits);
+    return s.kind == CodeKind::Mse && made_for.kind == CodeKind::Mse && s.codebook == made_for.codebook &&
+           (!pairs || s.bits == made_for.bits);
   };
-  const bool k_pairs = std::any_of(calibration.layers.begin(), calibration.layers.end(), [](const LayerCalibration& l) { return !l.k.pair_points.empty(); });
-  const bool v_pairs = std::any_of(calibration.layers.begin(), calibration.layers.end(), [](const LayerCalibration& l) { return !l.v.pair_points.empty(); });
+  const bool k_pairs =
+      std::any_of(calibration.layers.begin(), calibration.layers.end(), [](const LayerCalibration& l) { return !l.k.pair_points.empty(); });
+  const bool v_pairs =
+      std::any_of(calibration.layers.begin(), calibration.layers.end(), [](const LayerCalibration& l) { return !l.v.pair_points.empty(); });
   return side(spec.k, calibration.spec.k, k_pairs) && side(spec.v, calibration.spec.v, v_pairs);
 }
 
@@ -91,7 +94,8 @@ std::shared_ptr<const Compressor> plain_codec(const std::string& name, const Cod
   return codec_compressor(codec->name(), apply_overrides(*codec->spec(), overrides));
 }
 
-std::vector<std::shared_ptr<const Compressor>> all_codecs(const Options& options, const std::vector<std::shared_ptr<Calibration>>& calibrations) {
+std::vector<std::shared_ptr<const Compressor>> all_codecs(const Options& options,
+                                                          const std::vector<std::shared_ptr<Calibration>>& calibrations) {
   std::vector<std::shared_ptr<const Compressor>> list;
   for (const std::string& name : codec_names(options.codec)) list.push_back(plain_codec(name, options.codec));
   const std::size_t plain = list.size();
@@ -118,28 +122,34 @@ std::vector<std::shared_ptr<const Compressor>> all_codecs(const Options& options
   return list;
 }
 
-const std::vector<std::string>& table_metrics(bool attention) {
-  static const std::vector<std::string> all{"bits",    "k_mse",  "k_theory", "k_bound", "k_cosine", "v_mse", "v_theory", "v_bound",
-                                            "v_cosine", "logit_rmse_centred", "kl_mean", "kl_median", "kl_p99",  "kl_max", "top1",  "top8",
-                                            "output_mse", "output_cosine"};
-  static const std::vector<std::string> without{"bits", "k_mse", "k_theory", "k_bound", "k_cosine", "v_mse", "v_theory", "v_bound", "v_cosine"};
-  return attention ? all : without;
-}
-
-Cell metric_cell(const std::string& name, double value) {
-  if (name == "bits") return Cell::fixed(value, 3);
-  if (name == "top1" || name == "top8" || name.ends_with("cosine")) return Cell::fixed(value, 4);
-  return Cell::number(value, 3);
-}
-
-/// The table people read: a line a codec, over all layers.
+/// The table people read: a line a codec, over all layers; the rest is in JSON, CSV and HTML.
 Table summary(const Report& report) {
-  std::vector<Column> columns{{"codec", "codec", true}};
-  for (const std::string& name : table_metrics(report.has_attention)) columns.push_back({name, metric_info(name).title});
+  std::vector<Column> columns{{"codec", "codec", true}, {"bits"},     {"k_mse", "K error"}, {"/ theory"}, {"/ bound"},
+                              {"v_mse", "V error"},     {"/ theory"}, {"/ bound"}};
+  if (report.has_attention) {
+    for (const char* name : {"logit rms", "KL mean", "KL 99%", "top-1", "output error", "output cos"}) columns.push_back({name});
+  }
   Table table(columns);
+  const auto times = [](double value, double reference) {
+    return Cell(std::isnan(reference) ? "-" : fmt::format("{:.2f}x", value / reference));
+  };
   for (const CodecReport& codec : report.codecs) {
-    std::vector<Cell> cells{codec.name};
-    for (const std::string& name : table_metrics(report.has_attention)) cells.push_back(metric_cell(name, codec.total.*metric_info(name).value));
+    const Quality& q = codec.total;
+    std::vector<Cell> cells{codec.name,
+                            Cell::fixed(q.bits, 3),
+                            Cell::number(q.k_mse, 3),
+                            times(q.k_mse, q.k_theory),
+                            times(q.k_mse, q.k_bound),
+                            Cell::number(q.v_mse, 3),
+                            times(q.v_mse, q.v_theory),
+                            times(q.v_mse, q.v_bound)};
+    if (report.has_attention) {
+      for (Cell& cell :
+           std::vector<Cell>{Cell::number(q.logit_rmse_centred, 3), Cell::number(q.kl_mean, 3), Cell::number(q.kl_p99, 3),
+                             Cell(fmt::format("{:.1f}%", 100 * q.top1)), Cell::number(q.output_mse, 3), Cell::fixed(q.output_cosine, 4)}) {
+        cells.push_back(std::move(cell));
+      }
+    }
     table.add(std::move(cells));
   }
   return table;
@@ -164,9 +174,12 @@ Table details(const Report& report) {
 }
 
 std::string recommendation_text(const Recommendation& r) {
-  std::string text = fmt::format("\nCheapest codecs with an output error (relative squared) of at most {:g} in every layer:\n", r.max_error);
-  for (const LayerChoice& c : r.layers) text += fmt::format("  layer {:<3} {:<5} {:6.3f} bits, error {:.3g}\n", c.layer, c.codec, c.bits, c.output_mse);
-  text += fmt::format("  mean {:.3f} bits a value\n  tq4:  {}   ({:.3f} bits)\n  vLLM: {}   ({:.3f} bits)\n", r.bits, r.tq4.flags, r.tq4.bits, r.vllm.flags, r.vllm.bits);
+  std::string text =
+      fmt::format("\nCheapest codecs with an output error (relative squared) of at most {:g} in every layer:\n", r.max_error);
+  for (const LayerChoice& c : r.layers)
+    text += fmt::format("  layer {:<3} {:<5} {:6.3f} bits, error {:.3g}\n", c.layer, c.codec, c.bits, c.output_mse);
+  text += fmt::format("  mean {:.3f} bits a value\n  tq4:  {}   ({:.3f} bits)\n  vLLM: {}   ({:.3f} bits)\n", r.bits, r.tq4.flags,
+                      r.tq4.bits, r.vllm.flags, r.vllm.bits);
   return text;
 }
 
@@ -177,8 +190,10 @@ std::vector<std::string> broken_limits(const std::vector<Limit>& limits, const R
     const MetricInfo& info = metric_info(limit.metric);
     for (const CodecReport& codec : report.codecs) {
       const double value = codec.total.*info.value;
-      if (std::isnan(value)) lines.push_back(fmt::format("{} of {} could not be measured on this dump", limit.metric, codec.name));
-      else if (value > limit.value) lines.push_back(fmt::format("{} of {} is {:.4g}, above {:g}", limit.metric, codec.name, value, limit.value));
+      if (std::isnan(value))
+        lines.push_back(fmt::format("{} of {} could not be measured on this dump", limit.metric, codec.name));
+      else if (value > limit.value)
+        lines.push_back(fmt::format("{} of {} is {:.4g}, above {:g}", limit.metric, codec.name, value, limit.value));
     }
   }
   return lines;
@@ -241,7 +256,8 @@ void run(const Options& options) {
   emit(options.output, result, details(report), text);
   if (!options.html.empty()) {
     const BuildInfo build = build_info();
-    write_text_file(options.html, to_html(report, recommendation.get(), fmt::format("tq4 {} ({})", build.version, build.commit)), options.output.force);
+    write_text_file(options.html, to_html(report, recommendation.get(), fmt::format("tq4 {} ({})", build.version, build.commit)),
+                    options.output.force);
   }
   std::string broken;
   for (const std::string& line : broken_limits(options.fail_above, report)) broken += (broken.empty() ? "" : "; ") + line;
@@ -254,7 +270,8 @@ Action add_eval(CLI::App& app) {
   auto options = std::make_shared<Options>();
   describe(app, "Measure what codecs cost on a dump, next to those of others",
            {{"tq4 eval dump.h5 --bits 3/4 --html report.html", "a table, and a page with pictures"},
-            {"tq4 eval dump.h5 --codec tq4,kivi4,q4_0-rot --max-error 0.02 --fail-above kl_mean=0.05 --json -", "a gate for CI: exit 4 above the limit"}});
+            {"tq4 eval dump.h5 --codec tq4,kivi4,q4_0-rot --max-error 0.02 --fail-above kl_mean=0.05 --json -",
+             "a gate for CI: exit 4 above the limit"}});
   app.add_option("dump", options->input, "K, V and Q of a model: HDF5, safetensors, npy or npz")->required()->type_name("DUMP");
   add_codec_options(app, options->codec);
   if (CLI::Option* codec = app.get_option_no_throw("--codec")) {
@@ -263,7 +280,8 @@ Action add_eval(CLI::App& app) {
         "kiviB[-gN][-rN], kvquantB[-1%], nvfp4, mxfp4, vllm:4bit_nc, turboquant-vllm; +wN and +sN keep the last and first N tokens exact; "
         "default, all");
   }
-  app.add_option("--calibration", options->calibrations, "Calibration of this model (.tq4cal): its codecs are shown beside the plain ones; repeatable")
+  app.add_option("--calibration", options->calibrations,
+                 "Calibration of this model (.tq4cal): its codecs are shown beside the plain ones; repeatable")
       ->type_name("FILE")
       ->group("Codec");
   add_selection_options(app, options->selection, true);
@@ -291,7 +309,8 @@ Action add_eval(CLI::App& app) {
   app.add_option("--html", options->html, "Write a self-contained page with pictures")->type_name("PATH")->group("Output");
   add_threads_option(app, options->exec);
   add_device_option(app, options->exec);
-  add_parsed(app, "--memory", options->memory, parse_size, "SIZE", "1G", "Measure codecs in batches whose reconstructions fit in this much memory")
+  add_parsed(app, "--memory", options->memory, parse_size, "SIZE", "1G",
+             "Measure codecs in batches whose reconstructions fit in this much memory")
       ->group("Execution");
   return [options] { run(*options); };
 }

@@ -19,14 +19,14 @@ constexpr std::string_view kStyle = R"css(
 --other-dot:#c99a45;--bound:#ff8a80;--theory:#9aa1ac;--heat-low:#1f2a3a;--heat-high:#9cc7ff;--heat-text:#e6e8eb;--heat-text-high:#0c1420;--code:#262b33}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1240px;margin:0 auto;padding:28px 20px 60px}
+main{max-width:1320px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:24px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 10px}
 p{margin:6px 0 12px;max-width:85ch}.muted{color:var(--muted)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:14px}
 .maps{display:flex;flex-wrap:wrap;gap:14px}.maps .card{flex:1 1 280px;max-width:620px}.maps svg{max-width:520px}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
-th,td{padding:4px 8px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}th{color:var(--muted);font-weight:600;position:sticky;top:0;background:var(--card)}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:12.5px;font-variant-numeric:tabular-nums}
+th,td{padding:4px 6px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}th{color:var(--muted);font-weight:600;position:sticky;top:0;background:var(--card)}
 td:first-child,th:first-child,td.text,th.text{text-align:left}td.text{white-space:normal}
 tr.own td:first-child{color:var(--own);font-weight:600}tr.cal td:first-child{color:var(--cal);font-weight:600}
 code,pre{font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:var(--code);border-radius:5px}code{padding:1px 5px}pre{padding:10px 12px;overflow-x:auto;margin:6px 0}
@@ -37,7 +37,7 @@ svg text{fill:var(--fg);font-size:12px}svg .title{font-size:14px;font-weight:600
 svg .grid{stroke:var(--line);stroke-width:1;display:inline}svg .axis{stroke:var(--muted);stroke-width:1}
 svg .bound{fill:none;stroke:var(--bound);stroke-width:1.6}svg .theory{fill:none;stroke:var(--theory);stroke-width:1.4;stroke-dasharray:5 4}svg .bound-text{fill:var(--muted);font-size:11px;font-style:italic}
 svg circle.own{fill:var(--own)}svg circle.calibrated{fill:var(--cal)}svg circle.other{fill:var(--other-dot)}
-svg .point-label{font-size:11px}svg .own-text{fill:var(--own);font-weight:600}svg .calibrated-text{fill:var(--cal);font-weight:600}svg .other-text{fill:var(--other)}
+svg .point-label,svg .bound-text{paint-order:stroke;stroke:var(--card);stroke-width:3px;stroke-linejoin:round}svg .point-label{font-size:11px}svg .own-text{fill:var(--own);font-weight:600}svg .calibrated-text{fill:var(--cal);font-weight:600}svg .other-text{fill:var(--other)}
 svg .dot{fill:var(--own);fill-opacity:.45}svg .diagonal{stroke:var(--bound);stroke-width:1.2}
 svg .model{fill:none;stroke:var(--theory);stroke-width:2.4}svg .series-k{fill:none;stroke:var(--own);stroke-width:1.6}svg .series-v{fill:none;stroke:var(--other-dot);stroke-width:1.6}
 svg .boundary{stroke:var(--bound);stroke-width:1}svg .cell{fill:var(--heat-text);font-size:11px}svg .cell.high{fill:var(--heat-text-high)}
@@ -48,53 +48,71 @@ std::string percent(double share) { return std::isnan(share) ? "-" : number(100 
 
 std::string cell(const std::string& content) { return "<td>" + content + "</td>"; }
 
-/// "0.0093 (1.02x theory)" where there is a theory.
-std::string with_ratio(double value, double reference) {
-  return number(value) + (std::isnan(reference) || reference <= 0 || std::isnan(value)
-                              ? ""
-                              : " <span class=\"muted\">" + number(value / reference, 3) + "x</span>");
-}
-
-std::string header(const std::vector<std::pair<const char*, const char*>>& columns) {
-  std::string out = "<thead><tr>";
-  for (const auto& [title, help] : columns) out += "<th title=\"" + escape(help) + "\">" + escape(title) + "</th>";
-  return out + "</tr></thead>";
-}
+/// Columns of every quality table: attention first, it is what users feel.
+struct QualityColumn {
+  const char* metric;
+  const char* reference;  ///< a metric to divide by ("2.8x"), or null
+  const char* title;      ///< null = the metric's own
+  bool attention;
+  bool share;
+};
+constexpr QualityColumn kColumns[] = {
+    {"bits", nullptr, nullptr, false, false},
+    {"output_mse", nullptr, nullptr, true, false},
+    {"output_error", nullptr, nullptr, true, false},
+    {"output_cosine", nullptr, nullptr, true, false},
+    {"kl_mean", nullptr, nullptr, true, false},
+    {"kl_median", nullptr, nullptr, true, false},
+    {"kl_p99", nullptr, nullptr, true, false},
+    {"kl_max", nullptr, nullptr, true, false},
+    {"top1", nullptr, "top-1", true, true},
+    {"top8", nullptr, "top-8", true, true},
+    {"logit_rmse_centred", nullptr, "logit rms", true, false},
+    {"logit_max", nullptr, nullptr, true, false},
+    {"k_mse", nullptr, nullptr, false, false},
+    {"k_mse", "k_theory", "/ theory", false, false},
+    {"k_mse", "k_bound", "/ bound", false, false},
+    {"k_cosine", nullptr, nullptr, false, false},
+    {"v_mse", nullptr, nullptr, false, false},
+    {"v_mse", "v_theory", "/ theory", false, false},
+    {"v_mse", "v_bound", "/ bound", false, false},
+    {"v_cosine", nullptr, nullptr, false, false},
+};
 
 std::string quality_cells(const Quality& q, bool attention) {
-  std::string out = cell(number(q.bits, 4)) + cell(with_ratio(q.k_mse, q.k_theory)) + cell(with_ratio(q.k_mse, q.k_bound)) +
-                    cell(number(q.k_cosine, 5)) + cell(with_ratio(q.v_mse, q.v_theory)) + cell(with_ratio(q.v_mse, q.v_bound)) +
-                    cell(number(q.v_cosine, 5));
-  if (!attention) return out;
-  return out + cell(number(q.logit_rmse_centred)) + cell(number(q.logit_max)) + cell(number(q.kl_mean)) + cell(number(q.kl_median)) +
-         cell(number(q.kl_p99)) + cell(number(q.kl_max)) + cell(percent(q.top1)) + cell(percent(q.top8)) + cell(number(q.output_mse)) +
-         cell(number(q.output_error)) + cell(number(q.output_cosine, 5));
-}
-
-std::vector<std::pair<const char*, const char*>> quality_columns(const char* first, bool attention) {
-  std::vector<std::pair<const char*, const char*>> columns{
-      {first, ""},
-      {"bits", "effective bits a value, everything counted"},
-      {"K error / theory", "relative squared error of K, and how many times the theory's"},
-      {"/ bound", "the same against Shannon's bound 4^-bits at K's effective bits"},
-      {"K cos", "mean cosine"},
-      {"V error / theory", "relative squared error of V, and how many times the theory's"},
-      {"/ bound", "the same against Shannon's bound 4^-bits at V's effective bits"},
-      {"V cos", "mean cosine"}};
-  if (attention) {
-    for (const char* name : {"logit_rmse_centred", "logit_max", "kl_mean", "kl_median", "kl_p99", "kl_max", "top1", "top8", "output_mse",
-                             "output_error", "output_cosine"}) {
-      const MetricInfo& info = metric_info(name);
-      columns.emplace_back(info.title, info.help);
+  std::string out;
+  for (const QualityColumn& column : kColumns) {
+    if (column.attention && !attention) continue;
+    const double value = q.*metric_info(column.metric).value;
+    if (column.reference != nullptr) {
+      const double reference = q.*metric_info(column.reference).value;
+      out +=
+          "<td class=\"muted\">" + (reference > 0 && !std::isnan(value) ? number(value / reference, 3) + "x" : std::string("-")) + "</td>";
+    } else {
+      out += cell(column.share
+                      ? percent(value)
+                      : number(value, std::string_view(column.metric).ends_with("cosine") ? 5 : 3 + (column.metric == kColumns[0].metric)));
     }
   }
-  return columns;
+  return out;
+}
+
+std::string quality_header(const char* first, bool attention) {
+  std::string out = "<thead><tr><th>" + std::string(first) + "</th>";
+  for (const QualityColumn& column : kColumns) {
+    if (column.attention && !attention) continue;
+    const MetricInfo& info = metric_info(column.metric);
+    const std::string help =
+        std::string(info.help) + (column.reference != nullptr ? ", divided by: " + std::string(metric_info(column.reference).help) : "");
+    out += "<th title=\"" + escape(help) + "\">" + escape(column.title != nullptr ? column.title : info.title) + "</th>";
+  }
+  return out + "</tr></thead>";
 }
 
 std::string row_class(const CodecReport& codec) { return codec.calibrated ? " class=\"cal\"" : codec.own ? " class=\"own\"" : ""; }
 
 std::string summary_table(const Report& report) {
-  std::string out = "<div class=\"card scroll\"><table>" + header(quality_columns("codec", report.has_attention)) + "<tbody>";
+  std::string out = "<div class=\"card scroll\"><table>" + quality_header("codec", report.has_attention) + "<tbody>";
   for (const CodecReport& codec : report.codecs) {
     out += "<tr" + row_class(codec) + "><td title=\"" + escape(codec.description) + "\">" + escape(codec.name) + "</td>" +
            quality_cells(codec.total, report.has_attention) + "</tr>";
@@ -106,7 +124,7 @@ std::string layer_tables(const Report& report) {
   std::string out;
   for (const CodecReport& codec : report.codecs) {
     out += "<details><summary>" + escape(codec.name) + "</summary><div class=\"card scroll\"><table>" +
-           header(quality_columns("layer / head", report.has_attention)) + "<tbody>";
+           quality_header("layer / head", report.has_attention) + "<tbody>";
     for (const LayerQuality& layer : codec.layers) {
       out += "<tr class=\"own\"><td>layer " + std::to_string(layer.layer) + "</td>" + quality_cells(layer.quality, report.has_attention) +
              "</tr>";

@@ -68,7 +68,7 @@ std::string polyline(const std::vector<std::pair<double, double>>& points, std::
 
 std::string open_svg(double width, double height, std::string_view title) {
   return "<svg viewBox=\"0 0 " + px(width) + " " + px(height) + "\" role=\"img\" aria-label=\"" + escape(title) + "\">" +
-         text(kLeft, 18, title, "title");
+         text(8, 18, title, "title");
 }
 
 /// Frame, grid, tick labels and axis titles.
@@ -187,13 +187,15 @@ std::string plot_against_bits(const Report& report, double Quality::*bits, doubl
       if (e >= y.lo && e <= y.hi && at >= x.lo && at <= x.hi) theory.emplace_back(x(at), y(e));
     }
     out += polyline(bound, "bound") + polyline(theory, "theory");
-    if (!bound.empty()) {
-      out += text(bound.front().first + 4, bound.front().second + 16, "Shannon bound", "bound-text");
-      taken.push_back({bound.front().first, bound.front().second + 2, bound.front().first + 95, bound.front().second + 20});
+    if (!bound.empty()) {  // nothing lies below the bound: its label has room there
+      const auto [bx, by] = bound[bound.size() / 2];
+      out += text(bx - 8, by + 12, "Shannon bound", "bound-text", "end");
+      taken.push_back({bx - 96, by, bx - 8, by + 15});
     }
     if (!theory.empty()) {
-      out += text(theory.back().first - 4, theory.back().second - 8, "Lloyd-Max", "bound-text", "end");
-      taken.push_back({theory.back().first - 70, theory.back().second - 22, theory.back().first, theory.back().second - 4});
+      const auto [tx, ty] = theory.back();
+      out += text(tx - 2, ty - 10, "Lloyd-Max", "bound-text", "end");
+      taken.push_back({tx - 60, ty - 22, tx - 2, ty - 7});
     }
   }
   for (const CodecReport* codec : shown) {
