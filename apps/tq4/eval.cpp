@@ -1,6 +1,7 @@
 // tq4 eval: what codecs cost on a dump, next to those of others, as a table, JSON, CSV and a page; what bits would hold a given error; and a gate
 // for CI. Measuring and drawing are the library's (tq4/report.h); here are the options and the table.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <nlohmann/json.hpp>
 
@@ -204,6 +205,9 @@ void run(const Options& options) {
   for (const Limit& limit : options.fail_above) metric_info(limit.metric);
   if (!options.html.empty() && (options.html == options.output.json || options.html == options.output.csv))
     throw Error(ErrorCode::Usage, "names the same file as --json or --csv", "--html " + options.html);
+  if (!options.html.empty() && options.html != "-" && !options.output.force && ::access(options.html.c_str(), F_OK) == 0)
+    throw Error(ErrorCode::Usage, "exists already; --force replaces it", options.html);
+  if (!(options.max_error > 0)) throw Error(ErrorCode::Usage, "must be above 0; --no-recommend leaves the recommendation out", "--max-error");
   resolve_device(options.exec.device, false);
   const std::unique_ptr<Dump> dump = open_dump(options.input, options.selection.dump);
   check_selection(options.selection, dump->info());
