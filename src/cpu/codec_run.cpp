@@ -135,7 +135,8 @@ class FirstFault {
 
 }  // namespace
 
-void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut& out, const HeadTransform& transform, const Exec& exec) const {
+void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut& out, const HeadTransform& transform,
+                   const Exec& exec) const {
   if (dtype != DType::F16 && dtype != DType::BF16 && dtype != DType::F32) {
     throw Error(ErrorCode::Usage, "vectors must be float16, bfloat16 or float32, not " + std::string(dtype_name(dtype)));
   }
@@ -162,7 +163,8 @@ void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut&
   /// False where a scale is not finite. `check`: look for NaN and infinity first, and report them or replace them.
   const auto encode_block = [&](float* copy, float* transformed, std::int64_t first, std::int64_t rows, bool check) {
     const auto values = static_cast<std::size_t>(rows) * static_cast<std::size_t>(dim);
-    const unsigned char* source = static_cast<const unsigned char*>(x) + static_cast<std::size_t>(first) * static_cast<std::size_t>(dim) * element;
+    const unsigned char* source =
+        static_cast<const unsigned char*>(x) + static_cast<std::size_t>(first) * static_cast<std::size_t>(dim) * element;
     const float* a = copy;
     if (in_place) {
       a = reinterpret_cast<const float*>(source);
@@ -219,8 +221,8 @@ void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut&
     float value = 0;
     const std::int64_t at = nonfinite.element();
     to_float(static_cast<const unsigned char*>(x) + static_cast<std::size_t>(at) * element, dtype, 1, &value);
-    throw Error(ErrorCode::BadInput, std::string(std::isnan(value) ? "NaN" : "infinity") + " at vector " + std::to_string(at / dim) + ", coordinate " +
-                                         std::to_string(at % dim));
+    throw Error(ErrorCode::BadInput, std::string(std::isnan(value) ? "NaN" : "infinity") + " at vector " + std::to_string(at / dim) +
+                                         ", coordinate " + std::to_string(at % dim));
   }
   if (overflow.any()) {
     throw Error(ErrorCode::BadInput, "vector " + std::to_string(overflow.element()) + " is too long: its squared norm overflows float32");

@@ -83,7 +83,8 @@ HWY_INLINE bool MakeGridBook(const float* boundaries, const float* centroids, in
     start_hi = _mm512_mask_add_epi32(start_hi, _mm512_cmplt_epi32_mask(_mm512_sub_epi32(at, _mm512_set1_epi32(16)), lane), start_hi, one);
   }
   for (int i = 0; i < 16; ++i) centroid[i] = centroids[i & count];
-  book = {_mm512_load_ps(bound), _mm512_load_ps(bound + 16), start_lo, start_hi, Set16(slope), Set16(offset), Set16(reach), Load16(centroid)};
+  book = {_mm512_load_ps(bound), _mm512_load_ps(bound + 16), start_lo, start_hi, Set16(slope), Set16(offset), Set16(reach),
+          Load16(centroid)};
   return true;
 }
 #endif

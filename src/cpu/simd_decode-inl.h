@@ -157,7 +157,8 @@ inline void Decode(const CodeTables& t, const EncodedIn& in, std::int64_t n, flo
         DecodeScalarCodes<4>(t, in, n, y);
       }
       if (t.kind == CodeKind::Prod) {
-        for (std::int64_t r = 0; r < n; r += 16) AddResiduals(t, planes_at(in, t, r), static_cast<int>(n - r < 16 ? n - r : 16), y + r * t.dim);
+        for (std::int64_t r = 0; r < n; r += 16)
+          AddResiduals(t, planes_at(in, t, r), static_cast<int>(n - r < 16 ? n - r : 16), y + r * t.dim);
       }
       return;
     case CodeKind::Uniform: return DecodeUniform(t, in, n, y);

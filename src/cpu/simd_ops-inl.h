@@ -138,7 +138,8 @@ HWY_INLINE I32x16 MaskedAdd(Mask16 m, I32x16 a, I32x16 b) {
           hn::Vec256<std::int32_t>{_mm256_add_epi32(a.hi.raw, _mm256_and_si256(_mm256_castps_si256(m.hi), b.hi.raw))}};
 }
 HWY_INLINE F32x16 Select(Mask16 m, F32x16 yes, F32x16 no) {
-  return {hn::Vec256<float>{_mm256_blendv_ps(no.lo.raw, yes.lo.raw, m.lo)}, hn::Vec256<float>{_mm256_blendv_ps(no.hi.raw, yes.hi.raw, m.hi)}};
+  return {hn::Vec256<float>{_mm256_blendv_ps(no.lo.raw, yes.lo.raw, m.lo)},
+          hn::Vec256<float>{_mm256_blendv_ps(no.hi.raw, yes.hi.raw, m.hi)}};
 }
 HWY_INLINE I32x16 SelectI(Mask16 m, I32x16 yes, I32x16 no) {
   return {hn::Vec256<std::int32_t>{_mm256_blendv_epi8(no.lo.raw, yes.lo.raw, _mm256_castps_si256(m.lo))},

@@ -67,7 +67,7 @@ inline void Product(const float* matrix_t, int dim, const float* x, std::int64_t
   const hn::ScalableTag<float> d;
   constexpr int kLanes = static_cast<int>(hn::MaxLanes(hn::ScalableTag<float>()));
   constexpr int kRows = kLanes == 16 ? 12 : 6;  // 12 x 2 accumulators of 32 registers, 6 x 2 of 16
-  if (n < 4) {  // few rows: more columns at once instead, to hide the latency of the chain over j
+  if (n < 4) {                                  // few rows: more columns at once instead, to hide the latency of the chain over j
     constexpr int kWide = kLanes == 16 ? 8 : 4;
     int i = 0;
     for (; i + kWide * kLanes <= dim; i += kWide * kLanes) ProductPanel<1, kWide>(d, matrix_t + i, dim, x, n, y + i);
@@ -94,10 +94,13 @@ HWY_INLINE F32x16 ButterflyInside(F32x16 v, F32x16 sign) {
 #else
   if constexpr (h == 8) return {hn::Add(v.lo, v.hi), hn::Sub(v.lo, v.hi)};
   F32x16 partner = v;
-  if constexpr (h == 1) partner = {hn::Vec256<float>{_mm256_permute_ps(v.lo.raw, 0xb1)}, hn::Vec256<float>{_mm256_permute_ps(v.hi.raw, 0xb1)}};
-  if constexpr (h == 2) partner = {hn::Vec256<float>{_mm256_permute_ps(v.lo.raw, 0x4e)}, hn::Vec256<float>{_mm256_permute_ps(v.hi.raw, 0x4e)}};
+  if constexpr (h == 1)
+    partner = {hn::Vec256<float>{_mm256_permute_ps(v.lo.raw, 0xb1)}, hn::Vec256<float>{_mm256_permute_ps(v.hi.raw, 0xb1)}};
+  if constexpr (h == 2)
+    partner = {hn::Vec256<float>{_mm256_permute_ps(v.lo.raw, 0x4e)}, hn::Vec256<float>{_mm256_permute_ps(v.hi.raw, 0x4e)}};
   if constexpr (h == 4) {
-    partner = {hn::Vec256<float>{_mm256_permute2f128_ps(v.lo.raw, v.lo.raw, 1)}, hn::Vec256<float>{_mm256_permute2f128_ps(v.hi.raw, v.hi.raw, 1)}};
+    partner = {hn::Vec256<float>{_mm256_permute2f128_ps(v.lo.raw, v.lo.raw, 1)},
+               hn::Vec256<float>{_mm256_permute2f128_ps(v.hi.raw, v.hi.raw, 1)}};
   }
   return Fma(v, sign, partner);
 #endif
@@ -189,7 +192,8 @@ inline void ButterflyRows(const float* x, std::int64_t n, int stride, const floa
   } else if (post != nullptr) {
     for (std::int64_t r = 0; r < n; ++r) ButterfliesInRegisters<kVectors, false, true>(lanes, x + r * stride, post, scale, y + r * stride);
   } else {
-    for (std::int64_t r = 0; r < n; ++r) ButterfliesInRegisters<kVectors, false, false>(lanes, x + r * stride, nullptr, scale, y + r * stride);
+    for (std::int64_t r = 0; r < n; ++r)
+      ButterfliesInRegisters<kVectors, false, false>(lanes, x + r * stride, nullptr, scale, y + r * stride);
   }
 }
 

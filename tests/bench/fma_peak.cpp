@@ -20,7 +20,7 @@ __attribute__((target("avx512f"))) std::int64_t fmas_512(std::int64_t loops) {
   TQ4_TWELVE(TQ4_DECLARE)
   for (std::int64_t i = 0; i < loops; ++i) {
 // The empty asm keeps every accumulator in its register and the loop a loop.
-#define TQ4_STEP(k)                  \
+#define TQ4_STEP(k)                   \
   a##k = _mm512_fmadd_ps(a##k, x, y); \
   asm volatile("" : "+v"(a##k));
     TQ4_TWELVE(TQ4_STEP)

@@ -58,12 +58,12 @@ struct Planes {
         zero(static_cast<std::size_t>(n) + 1, -7.0f),
         residual(static_cast<std::size_t>(n) + 1, -7.0f) {}
   EncodedOut out(const CodeTables& t) {
-    return {codes.data(), scale.data(), t.kind == CodeKind::Uniform ? zero.data() : nullptr, t.kind == CodeKind::Prod ? signs.data() : nullptr,
-            t.kind == CodeKind::Prod ? residual.data() : nullptr};
+    return {codes.data(), scale.data(), t.kind == CodeKind::Uniform ? zero.data() : nullptr,
+            t.kind == CodeKind::Prod ? signs.data() : nullptr, t.kind == CodeKind::Prod ? residual.data() : nullptr};
   }
   EncodedIn in(const CodeTables& t) const {
-    return {codes.data(), scale.data(), t.kind == CodeKind::Uniform ? zero.data() : nullptr, t.kind == CodeKind::Prod ? signs.data() : nullptr,
-            t.kind == CodeKind::Prod ? residual.data() : nullptr};
+    return {codes.data(), scale.data(), t.kind == CodeKind::Uniform ? zero.data() : nullptr,
+            t.kind == CodeKind::Prod ? signs.data() : nullptr, t.kind == CodeKind::Prod ? residual.data() : nullptr};
   }
 };
 
@@ -97,11 +97,13 @@ void fill_book(int bits, int dim, std::mt19937& gen, bool odd, std::vector<float
   std::uniform_real_distribution<float> jitter(0.1f, 1.9f);
   centroids.clear();
   float at = 0;
-  for (int i = 0; i < count; ++i) centroids.push_back(at += odd ? jitter(gen) * jitter(gen) * jitter(gen) : 1.0f + 0.02f * static_cast<float>(std::abs(2 * i - count)));
+  for (int i = 0; i < count; ++i)
+    centroids.push_back(at += odd ? jitter(gen) * jitter(gen) * jitter(gen) : 1.0f + 0.02f * static_cast<float>(std::abs(2 * i - count)));
   const float middle = 0.5f * (centroids.front() + centroids.back()), reach = centroids.back() - middle;
   for (float& c : centroids) c = (c - middle) / reach * 2.7f / std::sqrt(static_cast<float>(dim));
   boundaries.clear();
-  for (int i = 0; i + 1 < count; ++i) boundaries.push_back(0.5f * (centroids[static_cast<std::size_t>(i)] + centroids[static_cast<std::size_t>(i) + 1]));
+  for (int i = 0; i + 1 < count; ++i)
+    boundaries.push_back(0.5f * (centroids[static_cast<std::size_t>(i)] + centroids[static_cast<std::size_t>(i) + 1]));
 }
 
 std::unique_ptr<Tables> make_tables(CodeKind kind, int bits, int dim, bool pairs, bool odd_book, std::uint32_t seed) {
@@ -144,8 +146,8 @@ class Simd : public ::testing::TestWithParam<const Kernels*> {
   const Kernels& scalar() const { return scalar_kernels(); }
 
   void expect_same(const CodeTables& t, const std::vector<float>& y, std::int64_t n) {
-    SCOPED_TRACE("kind " + std::to_string(static_cast<int>(t.kind)) + " bits " + std::to_string(t.bits) + " dim " + std::to_string(t.dim) + " rows " +
-                 std::to_string(n) + " rule " + std::to_string(static_cast<int>(t.scale_rule)) + (t.pairs ? " pairs" : "") +
+    SCOPED_TRACE("kind " + std::to_string(static_cast<int>(t.kind)) + " bits " + std::to_string(t.bits) + " dim " + std::to_string(t.dim) +
+                 " rows " + std::to_string(n) + " rule " + std::to_string(static_cast<int>(t.scale_rule)) + (t.pairs ? " pairs" : "") +
                  (t.norm_correction ? " corrected" : ""));
     Planes want(t, n), got(t, n);
     scalar().encode(t, y.data(), n, want.out(t));
@@ -183,23 +185,26 @@ TEST_P(Simd, MseEveryWidthAndDim) {
 }
 
 TEST_P(Simd, ValuesOnAndBesideBoundaries) {
-  // Rows of norm 1 whose coordinates are the boundaries themselves and their neighbours in fp32 (the first coordinate makes the norm).
+  // Rows of norm exactly 1, so that z = y, with one coordinate on a boundary or one step of fp32 beside it.
   for (int bits = 1; bits <= 8; ++bits) {
-    const int dim = 512;
     for (const bool odd : {false, true}) {
+      const int dim = 128;
       const auto tables = make_tables(CodeKind::Mse, bits, dim, false, odd, static_cast<std::uint32_t>(bits));
-      const std::vector<float>& b = tables->boundaries;
-      std::vector<float> y(3 * static_cast<std::size_t>(dim));
-      for (int r = 0; r < 3; ++r) {
-        float* row = y.data() + r * dim;
-        for (int j = 1; j < dim; ++j) {
-          const float at = b[static_cast<std::size_t>(j) % b.size()];
-          row[j] = r == 0 ? at : std::nextafter(at, r == 1 ? kInf : -kInf);
+      std::vector<float> y;
+      std::size_t on_boundary = 0;
+      for (const float boundary : tables->boundaries) {
+        for (const float value : {boundary, std::nextafter(boundary, kInf), std::nextafter(boundary, -kInf)}) {
+          std::vector<float> row(static_cast<std::size_t>(dim));
+          row[77] = value;
+          row[5] = std::sqrt(1.0f - value * value);
+          for (int step = 0; step < 8 && std::sqrt(dot16(row.data(), row.data(), dim)) != 1.0f; ++step)
+            row[5] = std::nextafter(row[5], step < 4 ? 2.0f : 0.0f);
+          if (std::sqrt(dot16(row.data(), row.data(), dim)) == 1.0f) ++on_boundary;
+          y.insert(y.end(), row.begin(), row.end());
         }
-        // |row| = 1 is out of reach for such rows in general: scale exactly by a power of two instead and let inv round as it does.
-        for (int j = 0; j < dim; ++j) row[j] *= 4.0f;
       }
-      expect_same(tables->t, y, 3);
+      EXPECT_GT(on_boundary, tables->boundaries.size());  // most rows are what the test wants
+      expect_same(tables->t, y, static_cast<std::int64_t>(y.size()) / dim);
       if (HasFatalFailure()) return;
     }
   }
@@ -279,10 +284,13 @@ TEST_P(Simd, TransformsBothWays) {
       const Rotation rotation = make_rotation(kind, dim, 7);
       std::vector<float> transposed(rotation.matrix.size());
       for (int i = 0; i < dim; ++i) {
-        for (int j = 0; j < dim; ++j) transposed[static_cast<std::size_t>(j * dim + i)] = rotation.matrix[static_cast<std::size_t>(i * dim + j)];
+        for (int j = 0; j < dim; ++j)
+          transposed[static_cast<std::size_t>(j * dim + i)] = rotation.matrix[static_cast<std::size_t>(i * dim + j)];
       }
       TransformTables t;
-      t.kind = kind == RotationKind::None ? TransformKind::None : kind == RotationKind::Haar ? TransformKind::Dense : TransformKind::Hadamard;
+      t.kind = kind == RotationKind::None   ? TransformKind::None
+               : kind == RotationKind::Haar ? TransformKind::Dense
+                                            : TransformKind::Hadamard;
       t.dim = dim;
       t.forward = t.inverse_t = rotation.matrix.data();
       t.forward_t = t.inverse = transposed.data();
