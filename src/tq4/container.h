@@ -35,6 +35,7 @@ struct ContainerInfo {
 };
 
 /// Plan and write a container. Usage: construct with everything that fixes sizes, then write each part once, then commit().
+/// Several threads may write different parts at once. Without elements on a side (no tokens) there is nothing to write.
 class ContainerWriter {
  public:
   virtual ~ContainerWriter() = default;
@@ -47,6 +48,7 @@ class ContainerWriter {
 std::unique_ptr<ContainerWriter> create_container(const std::string& path, const CodecSpec& spec, const DumpInfo& source,
                                                   const std::vector<StoredLayer>& layers, const Calibration* calibration, bool overwrite);
 
+/// Reading may be done from several threads at once.
 class Container {
  public:
   virtual ~Container() = default;

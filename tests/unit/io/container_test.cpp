@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <map>
+#include <thread>
 
 #include "container_maker.h"
 #include "io/sealed_file.h"
@@ -201,6 +202,35 @@ TEST(Container, ManyBlocks) {
   EXPECT_EQ(code_of([&] { container->decode(0, Side::V, 3, 19900, 100, x.data()); }), ErrorCode::BadInput);
   EXPECT_NE(message_of([&] { container->verify(); }).find("layer_000.v.codes: the checksum of block"), std::string::npos)
       << message_of([&] { container->verify(); });
+}
+
+TEST(Container, ThreadsMayWriteTogether) {
+  const TempFolder folder;
+  constexpr std::int64_t kTokens = 5000;
+  constexpr int kHeads = 8;
+  const CodecSpec spec = spec_from_name("k4v3");
+  const auto write_heads = [&](ContainerWriter& writer, int from, int step) {
+    for (int head = from; head < kHeads; head += step) {
+      for (const Side side : {Side::K, Side::V}) {
+        const Codec codec(side == Side::K ? spec.k : spec.v, 64);
+        Planes planes(codec, kTokens);
+        for (std::size_t i = 0; i < planes.codes.size(); ++i)
+          planes.codes[i] = static_cast<std::uint8_t>(i * 31 + static_cast<std::size_t>(head));
+        writer.write(0, side, head, 0, kTokens, planes.in());
+      }
+    }
+  };
+  const std::vector<StoredLayer> layers{layer(0, kHeads, kTokens, 64)};
+  const auto alone = create_container(folder / "alone.tq4", spec, {}, layers, nullptr, false);
+  write_heads(*alone, 0, 1);
+  alone->commit();
+  const auto together = create_container(folder / "together.tq4", spec, {}, layers, nullptr, false);
+  {
+    std::vector<std::jthread> threads;
+    for (int t = 0; t < 4; ++t) threads.emplace_back([&, t] { write_heads(*together, t, 4); });
+  }
+  together->commit();
+  EXPECT_EQ(read_file(folder / "alone.tq4"), read_file(folder / "together.tq4"));
 }
 
 TEST(Container, NoFlippedBitGoesUnnoticed) {
