@@ -49,8 +49,12 @@ void describe_sizes(const Compressor& codec, const HeadVectors& k, const HeadVec
   q.k_bits = fk.total() / values;
   q.v_bits = fv.total() / values;
   q.bits = (q.k_bits + q.v_bits) / 2;
-  q.k_bound = std::pow(4.0, -q.k_bits);
-  q.v_bound = std::pow(4.0, -q.v_bits);
+  const auto bound = [&](const Footprint& f) {  // of the tokens that are compressed, as the errors are
+    const double compressed = values - static_cast<double>(f.exact_tokens) * k.dim;
+    return compressed > 0 ? std::pow(4.0, -(f.code_bits + f.constant_bits) / compressed) : Quality::kNone;
+  };
+  q.k_bound = bound(fk);
+  q.v_bound = bound(fv);
   q.k_theory = codec.theoretical_mse(Side::K, k.dim);
   q.v_theory = codec.theoretical_mse(Side::V, v.dim);
   result.matrix_bits = fk.matrix_bits + fv.matrix_bits;

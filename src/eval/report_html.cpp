@@ -1,6 +1,7 @@
 // The page: one file that needs no network and no script. Structure and style here, pictures in report_plots.cpp.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <string>
 
 #include "eval/report_plots.h"
@@ -44,7 +45,12 @@ svg .boundary{stroke:var(--bound);stroke-width:1}svg .cell{fill:var(--heat-text)
 .key span{display:inline-block;margin-right:16px}.key i{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:6px}
 )css";
 
-std::string percent(double share) { return std::isnan(share) ? "-" : number(100 * share, 4) + "%"; }
+std::string percent(double share) {
+  if (std::isnan(share)) return "-";
+  char text[16];
+  std::snprintf(text, sizeof text, "%.1f%%", 100 * share);
+  return text;
+}
 
 std::string cell(const std::string& content) { return "<td>" + content + "</td>"; }
 

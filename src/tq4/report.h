@@ -35,7 +35,7 @@ struct Quality {
   double k_bits = kNone, v_bits = kNone, bits = kNone;  ///< effective bits a value: everything stored over number of values
   double k_mse = kNone, v_mse = kNone;                  ///< relative squared error of the compressed vectors
   double k_theory = kNone, v_theory = kNone;            ///< what the codec's theory gives on random vectors
-  double k_bound = kNone, v_bound = kNone;              ///< Shannon: 4^-bits at the effective bits of the side
+  double k_bound = kNone, v_bound = kNone;              ///< Shannon: 4^-bits at the effective bits of the side's compressed tokens
   double k_cosine = kNone, v_cosine = kNone;
   double logit_rmse = kNone;          ///< nats
   double logit_rmse_centred = kNone;  ///< after each query's mean error, which the softmax does not see, is taken out
