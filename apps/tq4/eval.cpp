@@ -88,17 +88,24 @@ bool suits(const Calibration& calibration, const CodecSpec& spec) {
   return side(spec.k, calibration.spec.k, k_pairs) && side(spec.v, calibration.spec.v, v_pairs);
 }
 
+std::shared_ptr<const Compressor> own_codec(const std::string& name, const CodecSpec& spec, const Calibration* calibration,
+                                            const Device& device) {
+  if (device.cuda) return device_codec_compressor(name, spec, calibration, device.index);
+  return codec_compressor(name, spec, calibration);
+}
+
 /// Sinks, window, rotation, seed and scale of the command line, where the codec is one of tq4's own.
-std::shared_ptr<const Compressor> plain_codec(const std::string& name, const CodecOptions& overrides) {
+std::shared_ptr<const Compressor> plain_codec(const std::string& name, const CodecOptions& overrides, const Device& device) {
   std::unique_ptr<Compressor> codec = make_compressor(name);
   if (codec->spec() == nullptr) return codec;
-  return codec_compressor(codec->name(), apply_overrides(*codec->spec(), overrides));
+  return own_codec(codec->name(), apply_overrides(*codec->spec(), overrides), nullptr, device);
 }
 
 std::vector<std::shared_ptr<const Compressor>> all_codecs(const Options& options,
-                                                          const std::vector<std::shared_ptr<Calibration>>& calibrations) {
+                                                          const std::vector<std::shared_ptr<Calibration>>& calibrations,
+                                                          const Device& device) {
   std::vector<std::shared_ptr<const Compressor>> list;
-  for (const std::string& name : codec_names(options.codec)) list.push_back(plain_codec(name, options.codec));
+  for (const std::string& name : codec_names(options.codec)) list.push_back(plain_codec(name, options.codec, device));
   const std::size_t plain = list.size();
   for (std::size_t c = 0; c < calibrations.size(); ++c) {
     const Calibration& calibration = *calibrations[c];
@@ -110,14 +117,14 @@ std::vector<std::shared_ptr<const Compressor>> all_codecs(const Options& options
       CodecSpec calibrated = calibration.spec;
       calibrated.k.bits = spec->k.bits, calibrated.v.bits = spec->v.bits;
       calibrated.sinks = spec->sinks, calibrated.window = spec->window;
-      list.push_back(codec_compressor(list[i]->name() + suffix, calibrated, &calibration));
+      list.push_back(own_codec(list[i]->name() + suffix, calibrated, &calibration, device));
       any = true;
     }
     if (!any) {
       CodecSpec spec = calibration.spec;
       if (options.codec.sinks) spec.sinks = *options.codec.sinks;
       if (options.codec.window) spec.window = *options.codec.window;
-      list.push_back(codec_compressor(spec_name(calibration.spec) + suffix, spec, &calibration));
+      list.push_back(own_codec(spec_name(calibration.spec) + suffix, spec, &calibration, device));
     }
   }
   return list;
@@ -207,8 +214,9 @@ void run(const Options& options) {
     throw Error(ErrorCode::Usage, "names the same file as --json or --csv", "--html " + options.html);
   if (!options.html.empty() && options.html != "-" && !options.output.force && ::access(options.html.c_str(), F_OK) == 0)
     throw Error(ErrorCode::Usage, "exists already; --force replaces it", options.html);
-  if (!(options.max_error > 0)) throw Error(ErrorCode::Usage, "must be above 0; --no-recommend leaves the recommendation out", "--max-error");
-  resolve_device(options.exec.device, false);
+  if (!(options.max_error > 0))
+    throw Error(ErrorCode::Usage, "must be above 0; --no-recommend leaves the recommendation out", "--max-error");
+  const Device device = resolve_device(options.exec.device, false);
   const std::unique_ptr<Dump> dump = open_dump(options.input, options.selection.dump);
   check_selection(options.selection, dump->info());
   std::vector<std::shared_ptr<Calibration>> calibrations;
@@ -237,7 +245,7 @@ void run(const Options& options) {
   {
     Progress progress("measuring", kSteps, Progress::Unit::Items, options.output.quiet);
     eval.progress = reporter(progress);
-    report = evaluate(*dump, all_codecs(options, calibrations), eval);
+    report = evaluate(*dump, all_codecs(options, calibrations, device), eval);
   }
   for (const std::string& line : report.notes) note(options.output, line);
 
@@ -313,6 +321,10 @@ Action add_eval(CLI::App& app) {
   app.add_option("--html", options->html, "Write a self-contained page with pictures")->type_name("PATH")->group("Output");
   add_threads_option(app, options->exec);
   add_device_option(app, options->exec);
+  if (CLI::Option* device = app.get_option_no_throw("--device")) {
+    device->description(
+        "Where tq4's codecs encode and decode: auto (= cpu here), cpu, cuda or cuda:N. Metrics and other codecs are computed on the CPU");
+  }
   add_parsed(app, "--memory", options->memory, parse_size, "SIZE", "1G",
              "Measure codecs in batches whose reconstructions fit in this much memory")
       ->group("Execution");

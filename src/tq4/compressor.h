@@ -64,6 +64,10 @@ class Compressor {
 /// tq4's codec `spec` (its sinks and window included). `calibration` may be null; it must outlive the compressor.
 std::unique_ptr<Compressor> codec_compressor(std::string name, const CodecSpec& spec, const Calibration* calibration = nullptr);
 
+/// The same codec, encoded and decoded on CUDA device `device` (metrics stay on the CPU). Throws NoDevice where there is none, or the
+/// build has no CUDA.
+std::unique_ptr<Compressor> device_codec_compressor(std::string name, const CodecSpec& spec, const Calibration* calibration, int device);
+
 /// A compressor by name: those of spec_from_name and the baselines below, each with optional suffixes "+wN" (the last N tokens exact) and
 /// "+sN" (the first N). Throws Usage.
 ///   int8 int4               one scale (int4: and zero) a token and head

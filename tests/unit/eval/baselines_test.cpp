@@ -252,6 +252,36 @@ TEST(Baselines, CalibratedCodecCountsCentresAndRefusesOtherShapes) {
   EXPECT_THROW(c->reconstruct(head, y.data()), tq4::Error);
 }
 
+TEST(Baselines, DeviceCodecEqualsTheCpus) {
+  std::unique_ptr<Compressor> device;
+  const tq4::CodecSpec spec = tq4::spec_from_name("k4v3");
+  tq4::Calibration calibration;
+  tq4::LayerCalibration layer;
+  layer.num_kv_heads = 2, layer.head_dim = 64;
+  layer.k.centre.assign(64, 0.0f);
+  layer.k.centre.resize(128, 3.0f);
+  calibration.layers.push_back(layer);
+  for (const tq4::Calibration* tables :
+       {static_cast<const tq4::Calibration*>(nullptr), static_cast<const tq4::Calibration*>(&calibration)}) {
+    try {
+      device = tq4::device_codec_compressor("k4v3", spec, tables, 0);
+    } catch (const tq4::Error& e) {
+      ASSERT_EQ(e.code(), tq4::ErrorCode::NoDevice);
+      GTEST_SKIP() << "no CUDA device is visible: the GPU's codec is not compared";
+    }
+    const auto host = tq4::codec_compressor("k4v3", spec, tables);
+    const auto x = gaussian(300 * 64, 8);
+    for (const Side side : {Side::K, Side::V}) {
+      HeadVectors head = view(x, 64, side);
+      head.head = 1;
+      std::vector<float> a(x.size()), b(x.size());
+      host->reconstruct(head, a.data());
+      device->reconstruct(head, b.data());
+      for (std::size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-4);
+    }
+  }
+}
+
 TEST(Baselines, NamesThatAreNotOnes) {
   for (const char* name : {"", "int", "int9", "int4-g", "int4-g32-", "kivi", "kivi4-g128-r100", "kvquant4-2%", "q4_1", "nvfp5", "tq9",
                            "tq4+x", "tq4+w", "int4-g999999999999"}) {
