@@ -147,7 +147,7 @@ void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& params, S
 
 // ---- decode attention -------------------------------------------------------------------------------------------------------------
 
-/// Tokens attended exactly, in fp16 and in original space, beside the compressed ones: the first `sinks` and the last `window` of each
+/// Tokens attended exactly, in fp16, beside the compressed ones: the first `sinks` and the last `window` of each
 /// sequence. Their slots in the pages are not read. Position p of the window lies at ring index p % window.
 struct ExactPart {
   int sinks = 0, window = 0;
@@ -155,6 +155,9 @@ struct ExactPart {
   const std::uint16_t* sink_v = nullptr;
   const std::uint16_t* window_k = nullptr;  ///< [num_seqs, num_kv_heads, window, D]
   const std::uint16_t* window_v = nullptr;
+  /// Whether the buffers hold y = forward (x - centre), what the codec would quantize, instead of x. The fused kernel wants it so: exact and
+  /// compressed tokens then share queries, logits and accumulators, and a token that leaves the window is quantized without another rotation.
+  bool rotated = false;
 };
 
 struct DecodeParams {

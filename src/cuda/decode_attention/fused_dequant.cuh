@@ -1,0 +1,176 @@
+// The dequantisers of the fused kernel: from the bytes of a native tile to the half2 operands of the tensor cores. Each is a policy with the same
+// four members; a new codec is a new policy, never a copy of the kernel. Two facts make them short:
+//   - A code addresses a 256-entry table of half2, so one look-up gives two neighbouring coordinates, whatever the codebook (scalar
+//     product or 2-D). Entries are 256 bytes apart in a table aligned to 64 KiB: PRMT drops the code byte straight into the
+//     address. Each entry is repeated for 32 lanes (128 bytes), so look-ups never conflict; the other 128 bytes hold V's table.
+//   - The order of dimensions inside the products is free as long as q and the output use the same one. The order is chosen so
+//     that the bytes a lane loads *are* its fragments.
+//
+// K is operand A of m16n8k16 (16 tokens x 16 dims). Lane (g = lane / 4, t = lane % 4) needs tokens g and g + 8, and holds the dims
+// of "piece t" of their rows: CH-dim chunks t, t + 4, ... (CH = 32, or D / 4 for small D).
+//
+//            piece 0      piece 1      piece 2      piece 3            MMA i of token g takes the half2 pairs 2i and 2i+1 of
+//   token g [ CH dims  |  CH dims   |  CH dims   |  CH dims  ] ...     every piece: k = 2t,2t+1 -> pair 2i; k = 2t+8,+9 -> 2i+1
+//
+// V is operand A too, transposed: rows are *pairs of dims*, k runs over (token, which of the pair). B then holds p for one of the two
+// and zero for the other: even columns collect the even dims, odd columns the odd dims of a query row. Lane (g, t) needs tokens 2t and
+// 2t + 1 of each half of 8 tokens, and of their rows the D / 16 pairs of piece g: dims [g * D / 8, (g + 1) * D / 8).
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace tq4::gpu::fused {
+
+constexpr std::uint32_t kTableAddress = 0x10000;  // shared-memory address of the tables: 64 KiB to 128 KiB
+
+__device__ __forceinline__ std::uint32_t lds32(std::uint32_t a) {
+  std::uint32_t v;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(a));
+  return v;
+}
+__device__ __forceinline__ std::uint32_t lds16(std::uint32_t a) {
+  std::uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(a));
+  return v;
+}
+__device__ __forceinline__ void lds64(std::uint32_t a, std::uint32_t* v) {
+  asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "r"(a));
+}
+__device__ __forceinline__ void lds128(std::uint32_t a, std::uint32_t* v) {
+  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(a));
+}
+/// Table reads carry no "volatile": the compiler may schedule them freely (the table never changes after the prologue).
+template <int Offset>
+__device__ __forceinline__ std::uint32_t table_read(std::uint32_t a) {
+  std::uint32_t v;
+  asm("ld.shared.b32 %0, [%1+%2];" : "=r"(v) : "r"(a), "n"(Offset));
+  return v;
+}
+/// Loads Bytes (a multiple of 2) from an address aligned to the largest power of two dividing Bytes (at most 16).
+template <int Bytes>
+__device__ __forceinline__ void load_bytes(std::uint32_t a, std::uint32_t* v) {
+  if constexpr (Bytes % 16 == 0) {
+#pragma unroll
+    for (int i = 0; i < Bytes / 16; ++i) lds128(a + 16 * i, v + 4 * i);
+  } else if constexpr (Bytes % 8 == 0) {
+#pragma unroll
+    for (int i = 0; i < Bytes / 8; ++i) lds64(a + 8 * i, v + 2 * i);
+  } else if constexpr (Bytes % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < Bytes / 4; ++i) v[i] = lds32(a + 4 * i);
+  } else {
+#pragma unroll
+    for (int i = 0; i < Bytes / 4; ++i) v[i] = lds16(a + 4 * i) | lds16(a + 4 * i + 2) << 16;
+    v[Bytes / 4] = lds16(a + Bytes - 2);
+  }
+}
+
+/// Value of pair `i` (compile time) of a run of codes of 2 * Bits bits, LSB first, starting at bit `Start` of w. Side 0 = K, 1 = V.
+template <int Bits, int Side, int Start = 0>
+__device__ __forceinline__ std::uint32_t pair_value(const std::uint32_t* w, int i, std::uint32_t lane_base) {
+  const int bit = Start + i * 2 * Bits;
+  std::uint32_t address;
+  if constexpr (Bits == 4) {
+    const int byte = bit / 8;
+    address = __byte_perm(w[byte / 4], lane_base, 0x7604 | (byte % 4) << 4);
+  } else {
+    constexpr std::uint32_t mask = ((1u << 2 * Bits) - 1) << 8;
+    const int at = bit - 8;  // the field has to land at bit 8
+    std::uint32_t shifted;
+    if (at < 0) {
+      shifted = w[0] << -at;
+    } else if (at % 32 + 8 + 2 * Bits <= 32) {
+      shifted = w[at / 32] >> at % 32;
+    } else {
+      shifted = __funnelshift_r(w[at / 32], w[at / 32 + 1], at % 32);
+    }
+    address = (shifted & mask) | lane_base;
+  }
+  return table_read<Side * 128>(address);
+}
+
+template <int D>
+struct KeyOrder {
+  static constexpr int kChunk = D >= 128 && D % 128 == 0 ? 32 : D / 4;  // dims of a chunk
+  static constexpr int kChunks = D / 4 / kChunk;
+  /// First of the two dims of pair i of piece t.
+  __device__ static constexpr int dim(int t, int i) { return (2 * i / kChunk * 4 + t) * kChunk + 2 * i % kChunk; }
+};
+
+/// Keys by table, Bits = 2, 3, 4.
+template <int D, int Bits>
+struct TableKey {
+  static constexpr int kRow = D * Bits / 8;
+  static constexpr int kBytes = 16 * kRow;
+  static constexpr int kEntries = 1 << 2 * Bits;
+  static constexpr bool kTable = true;
+  static constexpr int kChunkBytes = KeyOrder<D>::kChunk * Bits / 8;
+  static constexpr int kWords = (D / 4 * Bits / 8 + 3) / 4;
+  struct Raw {
+    std::uint32_t w[2][kWords + 1];
+  };
+  __device__ static void load(Raw& r, std::uint32_t tile, int g, int t) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int c = 0; c < KeyOrder<D>::kChunks; ++c)
+        load_bytes<kChunkBytes>(tile + (g + 8 * h) * kRow + (c * 4 + t) * kChunkBytes, r.w[h] + c * kChunkBytes / 4);
+  }
+  /// Pair i of token g + 8 h.
+  __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
+    return pair_value<Bits, 0>(r.w[h], i, lane_base);
+  }
+};
+
+/// Keys as FP8 E4M3 bytes: the hardware converts two at a time, no table.
+template <int D>
+struct Fp8Key {
+  static constexpr int kRow = D;
+  static constexpr int kBytes = 16 * kRow;
+  static constexpr int kEntries = 0;
+  static constexpr bool kTable = false;
+  static constexpr int kChunkBytes = KeyOrder<D>::kChunk;
+  static constexpr int kWords = D / 16;
+  struct Raw {
+    std::uint32_t w[2][kWords];
+  };
+  __device__ static void load(Raw& r, std::uint32_t tile, int g, int t) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int c = 0; c < KeyOrder<D>::kChunks; ++c)
+        load_bytes<kChunkBytes>(tile + (g + 8 * h) * kRow + (c * 4 + t) * kChunkBytes, r.w[h] + c * kChunkBytes / 4);
+  }
+  __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t) {
+    std::uint32_t v;
+    const std::uint16_t two = (std::uint16_t)(r.w[h][i / 2] >> i % 2 * 16);
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(v) : "h"(two));
+    return v;
+  }
+};
+
+/// Values by table, Bits = 2, 3, 4. Uniform values (scale * index + zero) use the same look-up with the indices themselves as entries.
+template <int D, int Bits, bool Zero = false>
+struct TableValue {
+  static constexpr int kPiece = D * Bits / 64;
+  static constexpr int kBytes = 16 * D * Bits / 8;
+  static constexpr int kEntries = 1 << 2 * Bits;
+  static constexpr bool kZero = Zero;
+  static constexpr int kWords = (2 * kPiece + 3) / 4;
+  struct Raw {
+    std::uint32_t w[2][kWords + 1];
+  };
+  __device__ static void load(Raw& r, std::uint32_t part, int g, int t) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) load_bytes<2 * kPiece>(part + ((h * 8 + g) * 4 + t) * 2 * kPiece, r.w[h]);
+  }
+  /// Pair i of piece g of token 8 h + 2 t + odd.
+  template <int Odd>
+  __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
+    return pair_value<Bits, 1, Odd * kPiece * 8>(r.w[h], i, lane_base);
+  }
+};
+
+}  // namespace tq4::gpu::fused

@@ -1,0 +1,110 @@
+// Each warp streams its own tiles: a ring of stages in shared memory, filled by 1-D bulk copies (one per tile, 16-byte aligned, contiguous)
+// that one lane issues and an mbarrier announces. No producer warp and no barrier between warps: the warp that reads a stage refills it.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/decode_attention/fused_plan.cuh"
+
+namespace tq4::gpu::fused {
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* p) { return (std::uint32_t)__cvta_generic_to_shared(p); }
+
+__device__ __forceinline__ void mbarrier_init(std::uint32_t bar) { asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(bar)); }
+__device__ __forceinline__ void mbarrier_wait(std::uint32_t bar, std::uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred p;\nwait:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra done;\nbra wait;\ndone:\n}\n" ::"r"(bar),
+      "r"(parity)
+      : "memory");
+}
+__device__ __forceinline__ std::uint64_t stream_policy() {  // every byte is read once: do not keep it in L2
+  std::uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+/// One elected lane asks for a tile: its codes and its scales, announced together at `bar`.
+template <int CodeBytes, int ScaleBytes>
+__device__ __forceinline__ void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t* scales, std::uint32_t bar,
+                                          std::uint64_t policy) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %5;\n"
+      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%1], [%2], %6, [%0], %4;\n"
+      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%8], [%3], %7, [%0], %4;\n}\n" ::"r"(bar),
+      "r"(dst), "l"(codes), "l"(scales), "l"(policy), "n"(CodeBytes + ScaleBytes), "n"(CodeBytes), "n"(ScaleBytes), "r"(dst + CodeBytes)
+      : "memory");
+}
+
+/// Walks the compressed tiles of a warp's share, ahead of the tiles it computes on. Page numbers are fetched 32 at a time, one a lane, and the
+/// next 32 are on their way while these are used.
+template <int CodeBytes, int ScaleBytes>
+struct Loader {
+  std::uint32_t walk_at;  // the walk rests in shared memory between segments: registers are for tiles
+  int tile, tile_end;     // of the current segment
+  int index, batch;       // of `tile` within the current batch of page numbers, and how many there are
+  int ids, ids_next;
+  const std::uint8_t* codes;  // of this head in page 0
+  const std::uint8_t* scales;
+  bool alive;
+
+  __device__ __forceinline__ int fetch(const Params& p, int seq, int first, int lane) const {
+    const int mine = first + lane;
+    return mine < tile_end ? __ldg(p.block_table + (std::int64_t)seq * p.block_table_stride + (mine >> p.tiles_per_page_log2)) : 0;
+  }
+  __device__ __forceinline__ void prepare_batch(const Params& p, int seq, int lane) {
+    index = 0;
+    batch = min(tile_end - tile, 32);
+    if (tile + 32 < tile_end) ids_next = fetch(p, seq, tile + 32, lane);
+  }
+  /// Enters the first segment from the walk's position on that has compressed tiles.
+  __device__ __forceinline__ void settle(const Params& p, Walk& walk, int lane) {
+#pragma unroll 1
+    for (;;) {
+      if (walk.pos >= walk.end) {
+        alive = false;
+        return;
+      }
+      const Tokens tokens = walk.pair.tokens(p);
+      const int shift = tokens.first_tile() - tokens.exact_tiles() - walk.pair.begin;  // unit + shift = tile
+      tile = max(walk.pos + shift, tokens.first_tile());
+      tile_end = min(walk.segment_end() + shift, tokens.first_tile() + tokens.tiles());
+      walk.pos = walk.segment_end();
+      if (tile < tile_end) break;
+      if (walk.pos < walk.end) walk.next_pair(p);
+    }
+    const int T = p.tiles_per_page_log2;
+    codes = p.codes + (walk.pair.head << T) * CodeBytes;
+    scales = p.scales + (walk.pair.head << T) * ScaleBytes;
+    ids = fetch(p, walk.pair.seq, tile, lane);
+    prepare_batch(p, walk.pair.seq, lane);
+    walk.rest(walk_at, lane);
+  }
+  __device__ __forceinline__ void start(const Params& p, Walk walk, std::uint32_t rest_at, int lane) {
+    walk_at = rest_at;
+    alive = true;
+    ids_next = 0;
+    settle(p, walk, lane);
+  }
+  /// Asks for the next tile into `dst`, to be announced at `bar`.
+  __device__ __forceinline__ void load(const Params& p, int lane, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {
+    const std::uint32_t page = __shfl_sync(~0u, ids, index);
+    const int within = tile & ((1 << p.tiles_per_page_log2) - 1);
+    bulk_load<CodeBytes, ScaleBytes>(dst, codes + (std::uint64_t)page * p.code_stride + within * CodeBytes,
+                                     scales + (std::uint64_t)page * p.scale_stride + within * ScaleBytes, bar, policy);
+    ++tile;
+    if (++index == batch) {
+      Walk walk;
+      walk.wake(walk_at);
+      if (tile < tile_end) {
+        ids = ids_next;
+        prepare_batch(p, walk.pair.seq, lane);
+      } else {
+        if (walk.pos < walk.end) walk.next_pair(p);
+        settle(p, walk, lane);
+      }
+    }
+  }
+};
+
+}  // namespace tq4::gpu::fused

@@ -1,0 +1,148 @@
+// How the work of a launch is dealt, worked out on the device from seq_lens, so that a captured graph stays right while lengths grow.
+// A unit is 16 tokens of one (sequence, kv head) pair: first the pair's exact tiles, then its compressed ones. The units of all pairs form one
+// line (pairs by sequence, then head), cut into equal pieces, one a thread block (stream-K). A block works through its piece in rounds of at
+// most kPairs pairs; within a round every warp takes an equal share of consecutive units. Parts of a pair meet again in the merge.
+#pragma once
+
+#include "cuda/decode_attention/fused_params.h"
+
+namespace tq4::gpu::fused {
+
+constexpr int kWarps = 16;  // of a thread block
+constexpr int kTile = 16;   // tokens a tile
+
+__device__ __forceinline__ int divide(int a, int b) {  // a >= 0, b > 0: float and corrections, no slow integer division
+  int q = __float2int_rz(__fdividef(__int2float_rn(a), __int2float_rn(b)));
+  int r = a - q * b;
+  while (r < 0) --q, r += b;
+  while (r >= b) ++q, r -= b;
+  return q;
+}
+
+/// The tokens of a sequence: exact ones in [0, sinks) and [recent, seq_len), compressed ones in [begin, end).
+struct Tokens {
+  int seq_len, sinks, recent, begin, end;
+  __device__ __forceinline__ Tokens() {}
+  __device__ __forceinline__ Tokens(const Params& p, int length) : seq_len(length) {
+    sinks = min(p.sinks, length);
+    recent = p.recent > 0 ? max(p.sinks, length - p.recent) : length;
+    begin = p.sinks;
+    if (p.window > 0) begin = max(begin, length - p.q_len + 1 - p.window);
+    end = min(recent, length);
+    begin = min(begin, end);
+  }
+  __device__ __forceinline__ int sink_tiles() const { return (sinks + kTile - 1) / kTile; }
+  __device__ __forceinline__ int exact_tiles() const { return sink_tiles() + (max(seq_len - recent, 0) + kTile - 1) / kTile; }
+  __device__ __forceinline__ int first_tile() const { return begin / kTile; }
+  __device__ __forceinline__ int tiles() const { return end > begin ? (end + kTile - 1) / kTile - begin / kTile : 0; }
+  /// A sequence without tokens still has one (empty) unit, so that its output gets written.
+  __device__ __forceinline__ int units() const { return max(tiles() + exact_tiles(), 1); }
+};
+
+/// A block's piece of the line: [begin, end). Piece c is [c * length, (c + 1) * length).
+struct Plan {
+  int length, begin, end;
+};
+
+/// One (sequence, kv head). Small on purpose: what follows from seq_len is worked out where it is needed.
+struct Pair {
+  int seq, head, seq_len;
+  int begin, units;  // where its units begin on the line, and how many there are
+  __device__ __forceinline__ int end() const { return begin + units; }
+  __device__ __forceinline__ Tokens tokens(const Params& p) const { return Tokens(p, seq_len); }
+  __device__ __forceinline__ void enter_sequence(const Params& p) {
+    seq_len = __ldg(p.seq_lens + seq);
+    units = Tokens(p, seq_len).units();
+  }
+  /// The next pair on the line (the caller knows there is one).
+  __device__ __forceinline__ void next(const Params& p) {
+    begin += units;
+    if (++head == p.num_kv_heads) {
+      head = 0;
+      ++seq;
+      enter_sequence(p);
+    }
+  }
+};
+
+/// The plan and the pair at the beginning of the block's piece. Every warp computes the same (no shared memory, no barrier); the lanes scan the
+/// sequences, 32 a round. Returns false when the block has no work.
+__device__ __forceinline__ bool make_plan(const Params& p, int lane, Plan& plan, Pair& pair) {
+  int total = 0, mine = 0;
+#pragma unroll 1
+  for (int b = lane; b < p.num_seqs; b += 32) {
+    const int units = Tokens(p, __ldg(p.seq_lens + b)).units();
+    if (b < 32) mine = units;
+    total += units;
+  }
+  total = __reduce_add_sync(~0u, total) * p.num_kv_heads;
+  plan.length = divide(total + gridDim.x - 1, gridDim.x);
+  plan.begin = blockIdx.x * plan.length;
+  plan.end = min(plan.begin + plan.length, total);
+  if (plan.begin >= total) return false;
+  int base = 0;
+  pair.seq = 0;
+  if (p.num_seqs > 1) {
+#pragma unroll 1
+    for (;; pair.seq += 32) {
+      if (pair.seq > 0) mine = pair.seq + lane < p.num_seqs ? Tokens(p, __ldg(p.seq_lens + pair.seq + lane)).units() : 0;
+      int sum = mine;
+#pragma unroll
+      for (int o = 1; o < 32; o <<= 1) {
+        const int up = __shfl_up_sync(~0u, sum, o);
+        if (lane >= o) sum += up;
+      }
+      const unsigned past = __ballot_sync(~0u, base + sum * p.num_kv_heads > plan.begin);
+      if (past) {
+        const int l = __ffs(past) - 1;
+        base += __shfl_sync(~0u, sum - mine, l) * p.num_kv_heads;
+        pair.seq += l;
+        break;
+      }
+      base += __shfl_sync(~0u, sum, 31) * p.num_kv_heads;
+    }
+  }
+  pair.enter_sequence(p);
+  pair.head = divide(plan.begin - base, pair.units);
+  pair.begin = base + pair.head * pair.units;
+  return true;
+}
+
+/// A warp's way through its share of a round: segment by segment, a segment being the part of one pair in the share.
+struct Walk {
+  Pair pair;
+  int slot;      // of the pair in the round
+  int pos, end;  // units left of this warp's share
+  __device__ __forceinline__ void enter(const Params& p, const Pair& first, int round_begin, int round_end, int warp) {
+    pair = first;
+    slot = 0;
+    const int n = round_end - round_begin;
+    pos = round_begin + n * warp / kWarps;
+    end = round_begin + n * (warp + 1) / kWarps;
+#pragma unroll 1
+    while (pos < end && pos >= pair.end()) next_pair(p);
+  }
+  __device__ __forceinline__ void next_pair(const Params& p) {
+    pair.next(p);
+    ++slot;
+  }
+  __device__ __forceinline__ int segment_end() const { return min(end, pair.end()); }
+  /// To shared memory and back: 32 bytes that belong to this warp.
+  __device__ __forceinline__ void rest(std::uint32_t at, int lane) const {
+    if (lane == 0) {
+      asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(pair.seq), "r"(pair.head), "r"(pair.seq_len), "r"(pair.begin)
+                   : "memory");
+      asm volatile("st.shared.v4.b32 [%0+16], {%1,%2,%3,%4};" ::"r"(at), "r"(pair.units), "r"(slot), "r"(pos), "r"(end) : "memory");
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ void wake(std::uint32_t at) {
+    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(pair.seq), "=r"(pair.head), "=r"(pair.seq_len), "=r"(pair.begin)
+                 : "r"(at)
+                 : "memory");
+    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4+16];" : "=r"(pair.units), "=r"(slot), "=r"(pos), "=r"(end) : "r"(at) : "memory");
+  }
+};
+
+}  // namespace tq4::gpu::fused
