@@ -292,6 +292,11 @@ Action add_eval(CLI::App& app) {
         "kiviB[-gN][-rN], kvquantB[-1%], nvfp4, mxfp4, vllm:4bit_nc, turboquant-vllm; +wN and +sN keep the last and first N tokens exact; "
         "default, all");
   }
+  if (CLI::Option* bits = app.get_option_no_throw("--bits")) {
+    bits->description(
+        "Bits a value of K and V: 1..8, 2.5, 3.5; several: 3/4 (default, with no --codec either: tq4 at 4, 3 and 2 bits next to ten "
+        "others)");
+  }
   app.add_option("--calibration", options->calibrations,
                  "Calibration of this model (.tq4cal): its codecs are shown beside the plain ones; repeatable")
       ->type_name("FILE")

@@ -1,10 +1,13 @@
-// SIMD kernels of the attention metrics (Highway, run-time dispatch). fp32 sums are cut into blocks of 256 and added up in double.
+// SIMD kernels of the attention metrics, compiled for AVX2, AVX-512 and the compiler's baseline and chosen at run time (here and not by
+// libhwy, so that Highway stays a header-only dependency). fp32 sums are cut into blocks of 256 and added up in double.
 #include "eval/attention_tile.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_NEON | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV | HWY_WASM | HWY_PPC8)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "eval/attention_tile.cpp"
 // clang-format off
@@ -181,26 +184,45 @@ double RowVarianceSum(const float* l, std::int64_t n) {
       [&](float v) { return static_cast<double>(v - mean) * static_cast<double>(v - mean); });
 }
 
+const TileKernels kTable{MultiplyPanel, SoftmaxRow, CompareRows, RowVarianceSum};
+
 }  // namespace tq4::eval::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace tq4::eval {
 
-HWY_EXPORT(MultiplyPanel);
-HWY_EXPORT(SoftmaxRow);
-HWY_EXPORT(CompareRows);
-HWY_EXPORT(RowVarianceSum);
+namespace {
+
+const TileKernels& kernels() {
+  static const TileKernels& best = *supported_tile_kernels().front();
+  return best;
+}
+
+}  // namespace
+
+std::vector<const TileKernels*> supported_tile_kernels() {
+  std::vector<const TileKernels*> found;
+#if HWY_TARGETS & HWY_AVX3
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma")) {
+    found.push_back(&N_AVX3::kTable);
+  }
+#endif
+#if HWY_TARGETS & HWY_AVX2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) found.push_back(&N_AVX2::kTable);
+#endif
+  found.push_back(&HWY_STATIC_DISPATCH(kTable));
+  return found;
+}
 
 void multiply_panel(const float* a, std::int64_t a_stride, int rows, const float* panel, std::int64_t depth, float* c,
                     std::int64_t c_stride) {
-  HWY_DYNAMIC_DISPATCH(MultiplyPanel)(a, a_stride, rows, panel, depth, c, c_stride);
+  kernels().multiply_panel(a, a_stride, rows, panel, depth, c, c_stride);
 }
-RowSoftmax softmax_row(const float* l, std::int64_t n, float* p) { return HWY_DYNAMIC_DISPATCH(SoftmaxRow)(l, n, p); }
-RowDifference compare_rows(const float* l, const float* p, const float* m, std::int64_t n) {
-  return HWY_DYNAMIC_DISPATCH(CompareRows)(l, p, m, n);
-}
-double row_variance_sum(const float* l, std::int64_t n) { return HWY_DYNAMIC_DISPATCH(RowVarianceSum)(l, n); }
+RowSoftmax softmax_row(const float* l, std::int64_t n, float* p) { return kernels().softmax_row(l, n, p); }
+RowDifference compare_rows(const float* l, const float* p, const float* m, std::int64_t n) { return kernels().compare_rows(l, p, m, n); }
+double row_variance_sum(const float* l, std::int64_t n) { return kernels().row_variance_sum(l, n); }
 
 double RowSoftmax::lse() const { return static_cast<double>(max) + std::log(sum); }
 

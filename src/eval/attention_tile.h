@@ -53,4 +53,14 @@ RowDifference compare_rows(const float* l, const float* p, const float* m, std::
 /// sum over j of (l[j] - mean)^2
 double row_variance_sum(const float* l, std::int64_t n);
 
+/// The functions above for one instruction set.
+struct TileKernels {
+  void (*multiply_panel)(const float*, std::int64_t, int, const float*, std::int64_t, float*, std::int64_t);
+  RowSoftmax (*softmax_row)(const float*, std::int64_t, float*);
+  RowDifference (*compare_rows)(const float*, const float*, const float*, std::int64_t);
+  double (*row_variance_sum)(const float*, std::int64_t);
+};
+/// What this CPU can run, fastest first; the last is the compiler's baseline.
+std::vector<const TileKernels*> supported_tile_kernels();
+
 }  // namespace tq4::eval

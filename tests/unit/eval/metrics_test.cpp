@@ -9,6 +9,7 @@
 #include <numeric>
 #include <random>
 
+#include "eval/attention_tile.h"
 #include "tq4/error.h"
 
 namespace {
@@ -230,6 +231,47 @@ TEST(AttentionMetrics, StopsWhenAsked) {
     EXPECT_EQ(e.code(), tq4::ErrorCode::Interrupted);
   }
   EXPECT_EQ(calls, 2);
+}
+
+TEST(TileKernels, EveryInstructionSetAgreesWithPlainLoops) {
+  const int rows = 11, depth = 37;
+  const std::int64_t n = 531;
+  const Data data = make_data(1, rows, n, depth, 0.1, 2);
+  const tq4::eval::PackedMatrix panel = tq4::eval::pack(data.k.data(), depth, tq4::eval::kPanel);  // any 37 x 32 numbers
+  const auto supported = tq4::eval::supported_tile_kernels();
+  ASSERT_FALSE(supported.empty());
+  for (const tq4::eval::TileKernels* kernels : supported) {
+    std::vector<float> c(static_cast<std::size_t>(rows * 40), -1.0f), p(static_cast<std::size_t>(n));
+    kernels->multiply_panel(data.q.data(), depth, rows, panel.panel(0), depth, c.data(), 40);
+    for (int r = 0; r < rows; ++r) {
+      for (int j = 0; j < 32; ++j) {
+        double sum = 0;
+        for (int i = 0; i < depth; ++i)
+          sum += static_cast<double>(data.q[static_cast<std::size_t>(r * depth + i)]) * panel.panel(0)[i * 32 + j];
+        EXPECT_NEAR(c[static_cast<std::size_t>(r * 40 + j)], sum, 1e-4);
+      }
+      EXPECT_EQ(c[static_cast<std::size_t>(r * 40 + 32)], -1) << "writes 32 columns only";
+    }
+    const float* l = data.k.data();
+    const float* m = data.k2.data();
+    const auto row = kernels->softmax_row(l, n, p.data());
+    EXPECT_EQ(row.max, *std::max_element(l, l + n));
+    double sum = 0, error = 0, shift = 0, weighted = 0, mean = std::accumulate(l, l + n, 0.0) / static_cast<double>(n), variance = 0;
+    for (std::int64_t j = 0; j < n; ++j) {
+      const double e = std::exp(static_cast<double>(l[j]) - row.max), d = static_cast<double>(m[j]) - l[j];
+      sum += e, error += d * d, shift += d, weighted += e * d, variance += (l[j] - mean) * (l[j] - mean);
+      EXPECT_NEAR(p[static_cast<std::size_t>(j)], e, 1e-6);
+    }
+    EXPECT_NEAR(row.sum, sum, 1e-5 * sum);
+    std::vector<float> sorted(l, l + n);
+    std::sort(sorted.rbegin(), sorted.rend());
+    for (std::size_t i = 0; i < 8; ++i) EXPECT_EQ(row.top.value[i], sorted[i]);
+    const auto difference = kernels->compare_rows(l, p.data(), m, n);
+    EXPECT_NEAR(difference.error, error, 1e-5 * error);
+    EXPECT_NEAR(difference.shift, shift, 1e-5);
+    EXPECT_NEAR(difference.weighted, weighted, 1e-5);
+    EXPECT_NEAR(kernels->row_variance_sum(l, n), variance, 1e-5 * variance);
+  }
 }
 
 TEST(VectorMetrics, ByHand) {
