@@ -25,7 +25,7 @@ BuildInfo build_info() {
           TQ4_CUDA_TEXT,
           TQ4_CUDA_ARCHITECTURES_TEXT,
           TQ4_HDF5_TEXT,
-          cpu::scalar_kernels().name};
+          cpu::simd_kernels().name};
 }
 
 std::string version_text() {

@@ -154,6 +154,19 @@ void compress_one(const Options& options, const Target& target, Dump& dump, cons
   output.finish();
 }
 
+/// Matrices and pair tables of a calibration hold its rotation and its bits; only what is stored as scale may differ, and what stays exact.
+void check_calibrated_spec(const Calibration& calibration, CodecSpec wanted) {
+  for (const auto& [made_for, side] : {std::pair(&calibration.spec.k, &wanted.k), std::pair(&calibration.spec.v, &wanted.v)}) {
+    side->scale_rule = made_for->scale_rule;
+    side->scale_dtype = made_for->scale_dtype;
+  }
+  wanted.sinks = calibration.spec.sinks;
+  wanted.window = calibration.spec.window;
+  if (!(wanted == calibration.spec))
+    throw Error(ErrorCode::Usage, fmt::format("was made for {}, not for {}; leave the codec options out, or calibrate for that codec", spec_name(calibration.spec), spec_name(wanted)),
+                "--calibration");
+}
+
 void run(const Options& options) {
   check_outputs(options.output_options);
   check_seekable_input(options.input);
@@ -175,6 +188,10 @@ void run(const Options& options) {
 
   const std::unique_ptr<Dump> dump = open_dump(options.input, options.selection.dump);
   check_selection(options.selection, dump->info());
+  if (calibration != nullptr) {
+    check_calibration(*calibration, dump->info());
+    for (const NamedSpec& spec : specs) check_calibrated_spec(*calibration, spec.spec);
+  }
   nlohmann::json runs = nlohmann::json::array();
   std::string text;
   const auto new_table = [] {

@@ -180,8 +180,6 @@ class Encoder {
           vectors * static_cast<std::uint64_t>(source.head_dim) * (dtype_size(source.k_dtype) + dtype_size(source.v_dtype));
       if (!stored.back().passthrough) {
         if (request_.calibration != nullptr) plan.calibration = request_.calibration->find(source.layer);
-        if (request_.calibration != nullptr && plan.calibration == nullptr)
-          throw Error(ErrorCode::BadInput, fmt::format("has nothing about layer {}", source.layer), "--calibration");
         for (const Side side : {Side::K, Side::V}) {
           const Codec* codec = codecs_.get(side, source, plan.calibration);
           plan.codec[side == Side::K ? 0 : 1] = codec;

@@ -28,6 +28,14 @@ std::string entry(const std::string& left, const std::string& right) {
   return line + wrap(right, kColumn) + '\n';
 }
 
+/// A command of the shell in lines of at most 80 columns, each but the last ending in a backslash.
+std::string continued(const std::string& command) {
+  const std::string filled = wrap(command, 4, 78);
+  std::string out;
+  for (const char c : filled) out += c == '\n' ? " \\\n" : std::string(1, c);
+  return out;
+}
+
 std::string full_name(const CLI::App& app) { return app.get_parent() == nullptr ? "tq4" : "tq4 " + app.get_name(); }
 
 }  // namespace
@@ -119,7 +127,7 @@ std::string HelpFormatter::make_help(const CLI::App* app, std::string, CLI::AppF
   }
   if (!examples_of(*app).empty()) {
     out += "\nExamples:\n";
-    for (const Example& example : examples_of(*app)) out += "  " + example.command + "\n      " + wrap(example.does, 6) + '\n';
+    for (const Example& example : examples_of(*app)) out += "  " + continued(example.command) + "\n      " + wrap(example.does, 6) + '\n';
   }
   return out;
 }

@@ -2,6 +2,7 @@
 #include "io/file.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -51,6 +52,11 @@ void InputFile::read_at(std::uint64_t offset, void* out, std::size_t bytes) cons
 
 void reserve_space(int fd, std::uint64_t bytes, const std::string& path) {
   if (bytes == 0) return;
+  // A limit on file sizes says no only when a write crosses it, which libhdf5 does not survive.
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && bytes > limit.rlim_cur) {
+    throw Error(ErrorCode::Runtime, "no room for " + std::to_string(bytes) + " bytes: " + std::strerror(EFBIG), path);
+  }
   while (::fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes)) != 0) {
     if (errno == EINTR) continue;
     if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG) {

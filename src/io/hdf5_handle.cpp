@@ -1,6 +1,8 @@
 // See hdf5_handle.h.
 #include "io/hdf5_handle.h"
 
+#include <algorithm>
+
 namespace tq4::io {
 
 std::recursive_mutex Hdf5Scope::mutex_;
@@ -21,6 +23,7 @@ std::string hdf5_reason() {
         return 0;
       },
       &reason);
+  std::replace(reason.begin(), reason.end(), '\n', ' ');  // ctime's, in the middle of HDF5's sentence
   return reason;
 }
 

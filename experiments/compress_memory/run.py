@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Memory and wall time of `tq4 compress` on a large dump, against reading the file and encoding from memory.
+
+Writes a dump of GIB gibibytes (HDF5, fp16, heads of 128) to WORK, reads it once with cat, compresses it, and asks the benchmark program how
+fast the same machine encodes from memory with the same number of threads, all in one run. The result goes to result.json beside this file.
+Usage: run.py TQ4 TQ4_BENCH_CPU [--gib 4] [--work /tmp/tq4-compress-memory] [--bits 4]
+Needs numpy and h5py (scripts/bootstrap.sh --python) and GNU time (Debian: time).
+"""
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import time
+
+import h5py
+import numpy as np
+
+HEADS, TOKENS, DIM = 8, 65536, 128
+
+
+def make_dump(path, gib):
+    layer_bytes = 2 * HEADS * TOKENS * DIM * 2
+    layers = max(1, round(gib * 2**30 / layer_bytes))
+    random = np.random.default_rng(1)
+    block = random.standard_normal((TOKENS, DIM), dtype=np.float32)
+    with h5py.File(path, "w") as file:
+        file.attrs["model"] = "random normal vectors"
+        for layer in range(layers):
+            for name in ("k", "v"):
+                data = file.create_dataset(f"layer_{layer:03d}/{name}", (HEADS, TOKENS, DIM), dtype="<f2")
+                for head in range(HEADS):
+                    # Other vectors in every head at the price of a shift: compression does not care, the disk does not deduplicate.
+                    data[head] = np.roll(block, 7919 * (layer * HEADS + head) + (name == "v"), axis=0).astype(np.float16)
+    return layers
+
+
+def drop_caches():
+    os.sync()
+    try:
+        pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
+        return True
+    except OSError:
+        return False
+
+
+def timed(command):
+    """Wall seconds, CPU seconds and peak resident bytes of a command, from GNU time -v."""
+    begin = time.monotonic()
+    done = subprocess.run(["/usr/bin/time", "-v", *command], check=True, capture_output=True, text=True)
+    wall = time.monotonic() - begin
+    field = lambda name: float(re.search(name + r"[^:]*: ([0-9.]+)", done.stderr).group(1))
+    return {"wall_seconds": wall, "cpu_seconds": field("User time") + field("System time"), "peak_bytes": int(field("Maximum resident set size") * 1024)}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tq4")
+    parser.add_argument("bench")
+    parser.add_argument("--gib", type=float, default=4)
+    parser.add_argument("--work", default="/tmp/tq4-compress-memory")
+    parser.add_argument("--bits", default="4")
+    options = parser.parse_args()
+    work = pathlib.Path(options.work)
+    work.mkdir(parents=True, exist_ok=True)
+    dump, out = work / "dump.h5", work / "dump.tq4"
+    layers = make_dump(dump, options.gib)
+    vectors = 2 * layers * HEADS * TOKENS
+    threads = len(os.sched_getaffinity(0))
+
+    runs = []
+    for _ in range(3):
+        cold = drop_caches()
+        reading = timed(["cat", str(dump), "--"])
+        cold = drop_caches() and cold
+        compress = timed([options.tq4, "compress", str(dump), "--bits", options.bits, "-o", str(out), "--force", "-q", "--json", str(work / "compress.json")])
+        bench = subprocess.run([options.bench, f"--benchmark_filter=^encode/haar/bits:{options.bits}/dim:{DIM}/threads:{threads}(/real_time)?$", "--benchmark_format=json"],
+                               check=True, capture_output=True, text=True)
+        rate = json.loads(bench.stdout)["benchmarks"][0]["items_per_second"]
+        encoding = vectors / rate
+        runs.append({"reading": reading, "compress": compress, "encoding_from_memory_seconds": encoding, "encode_vectors_per_second": rate,
+                     "ratio_to_larger": compress["wall_seconds"] / max(reading["wall_seconds"], encoding), "cold_cache": cold, "load_average": os.getloadavg()[0]})
+        (work / "compress.json.last").unlink(missing_ok=True)
+        (work / "compress.json").rename(work / "compress.json.last")
+    version = json.loads(subprocess.run([options.tq4, "--version", "--json"], check=True, capture_output=True, text=True).stdout)
+    result = {"schema_version": 1, "build": version, "threads": threads, "dump_bytes": dump.stat().st_size, "layers": layers, "heads": HEADS, "tokens": TOKENS,
+              "head_dim": DIM, "bits": options.bits, "runs": runs, "peak_bytes": max(r["compress"]["peak_bytes"] for r in runs),
+              "median_ratio_to_larger": sorted(r["ratio_to_larger"] for r in runs)[1]}
+    path = pathlib.Path(__file__).with_name("result.json")
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+    for file in work.iterdir():
+        file.unlink()
+    work.rmdir()
+
+
+if __name__ == "__main__":
+    main()
