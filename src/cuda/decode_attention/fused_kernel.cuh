@@ -575,23 +575,27 @@ struct Kernel {
   // ---- the kernel ---------------------------------------------------------------------------------------------------------------
 
   __device__ __forceinline__ void run() {
-    // This warp's ring.
+    // Up to the wait nothing is touched that the kernels before this one in the stream may still be writing, so that this part
+    // overlaps with their end (programmatic dependent launch); the next kernel may begin its own as soon as blocks end.
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     const std::uint32_t bars = C::kBarriers + warp * C::Stages * 8;
     if (lane < C::Stages) mbarrier_init(bars + lane * 8);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 
-    // Table entries on their way while the plan is made: lane i of a warp takes code warp * 16 + i % 16, K in the lower lanes, V in the upper.
+    // The tables: lane i of a warp takes code warp * 16 + i % 16, K in the lower lanes, V in the upper.
     const int code = warp * 16 + lane % 16;
     std::uint32_t entry = 0;
     if (lane < 16 ? code < Key::kEntries : code < Value::kEntries) entry = __ldg((lane < 16 ? p.k_pairs : p.v_pairs) + code);
 
+    lane_base = kTableAddress | lane * 4;
+    fill_tables(entry);
+    asm volatile("griddepcontrol.wait;" ::: "memory");
     Plan plan;
     Pair first;  // of the round
     if (!make_plan(p, lane, plan, first)) return;
     const std::uint64_t policy = stream_policy();
     const std::uint32_t ring = C::ring(warp);
     const std::uint32_t select0 = g % 2 == 0 ? 0x4410 : 0x1044, select1 = g % 2 == 0 ? 0x4432 : 0x3244;
-    lane_base = kTableAddress | lane * 4;
     std::uint32_t slot = ring, bar = bars, parity = 0;
 
     for (int begin = plan.begin;;) {
@@ -635,7 +639,6 @@ struct Kernel {
         to_bar += 8;
         if (to_bar == bars + C::Stages * 8) to = ring, to_bar = bars;
       }
-      if (begin == plan.begin) fill_tables(entry);
       if (lane == 0) sts32(C::kStateSlot + warp * 4, ~0u);
       if (warp == 0 && lane < C::Pairs) sts32(C::kStateSlot + (kWarps + lane) * 4, ~0u);
       __syncthreads();
