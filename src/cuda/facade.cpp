@@ -1,6 +1,7 @@
 // The GPU interface of a CPU-only build: every call says that there is no device, so that programs link and explain themselves.
 #include "tq4/error.h"
 #include "tq4/gpu.h"
+#include "tq4/profile.h"
 
 namespace tq4::gpu {
 namespace {
@@ -37,5 +38,10 @@ void dequant_pages(const DeviceCodec&, const DequantPagesParams&, Stream) { refu
 std::size_t decode_workspace_bytes(const DeviceCodec&, const DecodeParams&) { refuse(); }
 std::string decode_path(const DeviceCodec&, const DecodeParams&) { refuse(); }
 void decode(const DeviceCodec&, const DecodeParams&, Stream) { refuse(); }
+
+ProfilePlan profile_plan(const ProfileShape&, const ProfileOptions&, const DeviceInfo&) { refuse(); }
+ProfileResult profile(const ProfileShape&, const ProfileOptions&) { refuse(); }
+double read_bandwidth() { refuse(); }
+double launch_seconds() { refuse(); }
 
 }  // namespace tq4::gpu

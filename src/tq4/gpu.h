@@ -181,6 +181,7 @@ struct DecodeParams {
   bool q_rotated = false;           ///< q is already multiplied by the K transform
   bool out_rotated = false;         ///< leave the output in V's rotated space (no inverse, no centre)
   ExactPart exact;
+  bool general_path = false;        ///< do not take the fused kernel where it would serve
   void* workspace = nullptr;        ///< zeroed once by the caller when allocated; the kernel leaves it as it needs it
   std::size_t workspace_bytes = 0;
 };

@@ -7,19 +7,25 @@
 
 namespace tq4::gpu {
 
+namespace {
+
+bool takes_fused(const DeviceCodec& codec, const DecodeParams& params) { return !params.general_path && fused_supported(codec, params, nullptr); }
+
+}  // namespace
+
 std::size_t decode_workspace_bytes(const DeviceCodec& codec, const DecodeParams& params) {
   const std::size_t general = general_plan(codec, params).bytes;
-  return fused_supported(codec, params, nullptr) ? std::max(general, fused_workspace_bytes(codec, params)) : general;
+  return takes_fused(codec, params) ? std::max(general, fused_workspace_bytes(codec, params)) : general;
 }
 
 std::string decode_path(const DeviceCodec& codec, const DecodeParams& params) {
-  if (fused_supported(codec, params, nullptr)) return "fused-sm90";
+  if (takes_fused(codec, params)) return "fused-sm90";
   general_check(codec, params);
   return "general";
 }
 
 void decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream) {
-  if (fused_supported(codec, params, nullptr)) {
+  if (takes_fused(codec, params)) {
     fused_decode(codec, params, stream);
   } else {
     general_decode(codec, params, stream);

@@ -1,0 +1,551 @@
+// The profiler's core (tq4/profile.h): sets up caches, captures a graph that goes through all of them once, times its launches.
+#include "tq4/profile.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+
+#include "cuda/baseline/paged_fp16.h"
+#include "cuda/check.h"
+#include "cuda/profile_kernels.h"
+#include "tq4/attention.h"
+#include "tq4/rotation.h"
+
+namespace tq4::gpu {
+namespace {
+
+constexpr const char* kWhere = "profile";
+
+/// A device allocation.
+class Buffer {
+ public:
+  explicit Buffer(std::size_t bytes) { check(cudaMalloc(&data_, std::max<std::size_t>(bytes, 16)), kWhere); }
+  ~Buffer() { cudaFree(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  template <class T>
+  static std::unique_ptr<Buffer> of(const std::vector<T>& values) {
+    auto b = std::make_unique<Buffer>(values.size() * sizeof(T));
+    check(cudaMemcpy(b->data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), kWhere);
+    return b;
+  }
+
+ private:
+  void* data_ = nullptr;
+};
+using BufferPtr = std::unique_ptr<Buffer>;
+
+class StreamOwner {
+ public:
+  StreamOwner() { check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), kWhere); }
+  ~StreamOwner() { cudaStreamDestroy(stream); }
+  StreamOwner(const StreamOwner&) = delete;
+  StreamOwner& operator=(const StreamOwner&) = delete;
+  cudaStream_t stream = nullptr;
+};
+
+/// Median and spread of one call, from `samples` launches of a graph of call(0) ... call(calls - 1).
+Timing time_graph(int calls, int samples, const std::function<void(int, cudaStream_t)>& call) {
+  const StreamOwner owner;
+  const cudaStream_t stream = owner.stream;
+  call(0, stream);  // outside of the graph: loads modules, sets attributes, reports errors plainly
+  check(cudaStreamSynchronize(stream), kWhere);
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), kWhere);
+  for (int i = 0; i < calls; ++i) call(i, stream);
+  check(cudaStreamEndCapture(stream, &graph), kWhere);
+  check(cudaGraphInstantiate(&exec, graph, 0), kWhere);
+  cudaEvent_t start = nullptr, stop = nullptr;
+  check(cudaEventCreate(&start), kWhere);
+  check(cudaEventCreate(&stop), kWhere);
+  Timing t;
+  for (int i = -3; i < samples; ++i) {
+    check(cudaEventRecord(start, stream), kWhere);
+    check(cudaGraphLaunch(exec, stream), kWhere);
+    check(cudaEventRecord(stop, stream), kWhere);
+    check(cudaEventSynchronize(stop), kWhere);
+    float ms = 0;
+    check(cudaEventElapsedTime(&ms, start, stop), kWhere);
+    if (i >= 0) t.samples.push_back(static_cast<double>(ms) * 1e-3 / calls);
+  }
+  cudaEventDestroy(start);
+  cudaEventDestroy(stop);
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  std::vector<double> sorted = t.samples;
+  std::sort(sorted.begin(), sorted.end());
+  t.median = sorted[sorted.size() / 2];
+  t.low = sorted[sorted.size() / 10];
+  t.high = sorted[sorted.size() - 1 - sorted.size() / 10];
+  return t;
+}
+
+std::vector<std::int32_t> lengths_of(const ProfileShape& s, std::uint64_t seed) {
+  std::vector<std::int32_t> lengths(static_cast<std::size_t>(s.batch), static_cast<std::int32_t>(s.ctx));
+  if (!s.ragged) return lengths;
+  std::mt19937_64 random(seed);
+  std::uniform_real_distribution<double> uniform(std::log(100.0), std::log(static_cast<double>(std::max<std::int64_t>(s.ctx, 101))));
+  for (std::int32_t& n : lengths) n = static_cast<std::int32_t>(std::exp(uniform(random)));
+  return lengths;
+}
+
+/// Enough caches that a cycle through them reads three times the second-level cache between two uses of one.
+int cache_count(std::size_t cache_bytes, const DeviceInfo& device) {
+  return static_cast<int>(std::clamp<std::size_t>(3 * device.l2_bytes / std::max<std::size_t>(cache_bytes, 1) + 1, 2, 256));
+}
+
+PageLayout layout_of(const ProfileShape& s) {
+  return s.padded && s.layout == LayoutKind::TurboquantVllm ? padded_turboquant_vllm_layout(s.spec, s.num_kv_heads, s.head_dim, s.block_size)
+                                                            : make_layout(s.layout, s.spec, s.num_kv_heads, s.head_dim, s.block_size);
+}
+
+std::int64_t page_count(const std::vector<std::int32_t>& lengths, int block_size) {
+  std::int64_t pages = 0;
+  for (const std::int32_t n : lengths) pages += (n + block_size - 1) / block_size;
+  return std::max<std::int64_t>(pages, 1);
+}
+
+/// Every page of the cache in random order, dealt to the sequences.
+std::vector<std::int32_t> block_table(const std::vector<std::int32_t>& lengths, int block_size, std::int64_t pages, std::int64_t stride, std::uint64_t seed) {
+  std::vector<std::int32_t> order(static_cast<std::size_t>(pages));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937_64(seed));
+  std::vector<std::int32_t> table(lengths.size() * static_cast<std::size_t>(stride), 0);
+  std::size_t next = 0;
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    for (std::int64_t b = 0; b * block_size < lengths[s]; ++b) table[s * static_cast<std::size_t>(stride) + static_cast<std::size_t>(b)] = order[next++];
+  }
+  return table;
+}
+
+LayerCalibration made_up_calibration(const ProfileShape& s) {
+  LayerCalibration c;
+  c.num_kv_heads = s.num_kv_heads;
+  c.head_dim = s.head_dim;
+  c.rope_theta = 10000;
+  c.rope_dim = s.head_dim;
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal(0.0f, 0.5f);
+  const auto dim = static_cast<std::size_t>(s.head_dim);
+  for (SideCalibration* side : {&c.k, &c.v}) {
+    for (int h = 0; s.calibrated && h < s.num_kv_heads; ++h) {
+      const Rotation r = make_rotation(RotationKind::Haar, s.head_dim, static_cast<std::uint64_t>(h) + (side == &c.k ? 0 : 1000));
+      for (std::size_t i = 0; i < dim; ++i) {
+        for (std::size_t j = 0; j < dim; ++j) {
+          side->forward.push_back(r.matrix[i * dim + j]);
+          side->inverse.push_back(r.matrix[j * dim + i]);
+        }
+      }
+      for (std::size_t j = 0; j < dim; ++j) side->centre.push_back(normal(random));
+    }
+  }
+  for (std::size_t i = 0; s.rope && i < dim * static_cast<std::size_t>(s.num_kv_heads); ++i) c.k.rope_mu.push_back(normal(random));
+  return c;
+}
+
+struct Sizes {
+  std::vector<std::int32_t> lengths;
+  std::int64_t pages = 0, table_stride = 0, longest = 1, tokens = 0;
+  std::size_t cache_bytes = 0, fp16_bytes = 0;
+  int caches = 0, fp16_caches = 0, fp8_caches = 0;
+};
+Sizes sizes_of(const ProfileShape& s, const ProfileOptions& options, const DeviceInfo& device) {
+  Sizes z;
+  z.lengths = lengths_of(s, options.seed);
+  z.longest = *std::max_element(z.lengths.begin(), z.lengths.end());
+  z.tokens = std::accumulate(z.lengths.begin(), z.lengths.end(), std::int64_t{0});
+  z.pages = page_count(z.lengths, s.block_size);
+  z.table_stride = (z.longest + s.block_size - 1) / s.block_size;
+  const std::size_t elements = static_cast<std::size_t>(s.num_kv_heads * s.head_dim);
+  if (s.op == ProfileOp::Decode || s.op == ProfileOp::Store) {
+    z.cache_bytes = static_cast<std::size_t>(z.pages * layout_of(s).block_stride);
+    z.fp16_bytes = static_cast<std::size_t>(z.pages * s.block_size) * elements * 2 * 2;
+  } else {
+    z.cache_bytes = static_cast<std::size_t>(z.tokens) * elements * 3;  // fp16 and codes
+  }
+  // Store writes a step's tokens only: what a step touches is small, 64 caches make it cold.
+  z.caches = s.op == ProfileOp::Store ? 64 : cache_count(z.cache_bytes, device);
+  if (s.op == ProfileOp::Store) z.caches = static_cast<int>(std::clamp<std::size_t>((std::size_t{8} << 30) / std::max<std::size_t>(z.cache_bytes, 1), 1, 64));
+  z.fp16_caches = cache_count(z.fp16_bytes, device);
+  z.fp8_caches = cache_count(z.fp16_bytes / 2, device);
+  return z;
+}
+
+/// K and V of random tokens through store(), `chunk` tokens at a time, every slot of the cache.
+void fill_cache(const DeviceCodec& codec, const PagedCache& cache, std::uint64_t seed) {
+  const PageLayout& l = cache.layout;
+  const std::int64_t slots = cache.num_blocks * l.block_size, chunk = std::min<std::int64_t>(slots, 32768);
+  const std::size_t elements = static_cast<std::size_t>(chunk * l.num_kv_heads * l.head_dim);
+  const Buffer k(elements * 2), v(elements * 2);
+  std::vector<std::int64_t> positions(static_cast<std::size_t>(slots));
+  std::iota(positions.begin(), positions.end(), 0);
+  const BufferPtr slot_mapping = Buffer::of(positions);
+  for (std::int64_t first = 0; first < slots; first += chunk) {
+    fill_gaussian(k.as<std::uint16_t>(), static_cast<std::int64_t>(elements), seed * 1000003 + static_cast<std::uint64_t>(2 * first), nullptr);
+    fill_gaussian(v.as<std::uint16_t>(), static_cast<std::int64_t>(elements), seed * 1000003 + static_cast<std::uint64_t>(2 * first + 1), nullptr);
+    StoreParams p;
+    p.k = k.as<void>();
+    p.v = v.as<void>();
+    p.n = std::min(chunk, slots - first);
+    p.slot_mapping = slot_mapping->as<std::int64_t>() + first;
+    p.positions = p.slot_mapping;
+    p.cache = cache;
+    store(codec, p, nullptr);
+  }
+  check(cudaDeviceSynchronize(), kWhere);
+}
+
+/// Relative error of one sequence's first kv head's query heads against float64 attention on what its pages hold.
+double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::vector<std::int32_t>& table, std::int32_t length, const LayerCalibration& calibration) {
+  const PageLayout& l = p.cache.layout;
+  const auto dim = static_cast<std::size_t>(l.head_dim), n = static_cast<std::size_t>(length), heads = static_cast<std::size_t>(l.num_kv_heads);
+  const std::size_t group = static_cast<std::size_t>(p.num_q_heads) / heads, q_len = static_cast<std::size_t>(p.q_len), q_heads = static_cast<std::size_t>(p.num_q_heads);
+  // Copy the sequence's pages together and read them as a cache of their own.
+  const std::size_t blocks = (n + static_cast<std::size_t>(l.block_size) - 1) / static_cast<std::size_t>(l.block_size);
+  std::vector<std::uint8_t> pages(blocks * static_cast<std::size_t>(l.block_stride));
+  for (std::size_t b = 0; b < blocks; ++b) {
+    check(cudaMemcpy(pages.data() + b * static_cast<std::size_t>(l.block_stride), p.cache.data + table[b] * l.block_stride, static_cast<std::size_t>(l.block_stride),
+                     cudaMemcpyDeviceToHost),
+          kWhere);
+  }
+  std::vector<std::int64_t> slots(n);
+  std::iota(slots.begin(), slots.end(), 0);
+  struct Planes {
+    std::vector<std::uint8_t> codes;
+    std::vector<float> scale, zero;
+  } planes[2];
+  for (const Side side : {Side::K, Side::V}) {
+    planes[static_cast<std::size_t>(side)] = {std::vector<std::uint8_t>(n * heads * codec.host(side).code_bytes()), std::vector<float>(n * heads), std::vector<float>(n * heads)};
+  }
+  const auto out_of = [](Planes& x) { return EncodedOut{x.codes.data(), x.scale.data(), x.zero.data(), nullptr, nullptr}; };
+  read_pages(l, pages.data(), static_cast<std::int64_t>(blocks), slots.data(), length, out_of(planes[0]), out_of(planes[1]));
+  std::vector<float> values[2];
+  for (const Side side : {Side::K, Side::V}) {
+    const Planes& x = planes[static_cast<std::size_t>(side)];
+    const Codec& host = codec.host(side);
+    std::vector<std::uint8_t> codes;
+    std::vector<float> scale, zero;
+    for (std::size_t t = 0; t < n; ++t) {
+      const auto row = x.codes.begin() + static_cast<std::ptrdiff_t>(t * heads * host.code_bytes());
+      codes.insert(codes.end(), row, row + static_cast<std::ptrdiff_t>(host.code_bytes()));
+      scale.push_back(x.scale[t * heads]);
+      zero.push_back(x.zero[t * heads]);
+    }
+    values[static_cast<std::size_t>(side)].resize(n * dim);
+    Exec exec;
+    exec.threads = 0;
+    host.decode({codes.data(), scale.data(), zero.data(), nullptr, nullptr}, length, values[static_cast<std::size_t>(side)].data(),
+                head_transform(&calibration, side, 0, 0), exec);
+    if (p.exact.sinks > 0 || p.exact.window > 0) {  // these come from the exact buffers, sequence 0 and head 0
+      const auto sinks = static_cast<std::size_t>(p.exact.sinks), window = static_cast<std::size_t>(p.exact.window);
+      std::vector<std::uint16_t> s(sinks * dim), w(window * dim);
+      const bool key = side == Side::K;
+      check(cudaMemcpy(s.data(), key ? p.exact.sink_k : p.exact.sink_v, s.size() * 2, cudaMemcpyDeviceToHost), kWhere);
+      check(cudaMemcpy(w.data(), key ? p.exact.window_k : p.exact.window_v, w.size() * 2, cudaMemcpyDeviceToHost), kWhere);
+      for (std::size_t t = 0; t < n; ++t) {
+        const std::uint16_t* row = t < sinks ? s.data() + t * dim : t + window >= n ? w.data() + t % window * dim : nullptr;
+        if (row) to_float(row, DType::F16, dim, values[static_cast<std::size_t>(side)].data() + t * dim);
+      }
+    }
+  }
+  std::vector<std::uint16_t> raw_q(q_len * q_heads * dim), raw_out(raw_q.size());
+  check(cudaMemcpy(raw_q.data(), p.q, raw_q.size() * 2, cudaMemcpyDeviceToHost), kWhere);
+  check(cudaMemcpy(raw_out.data(), p.out, raw_out.size() * 2, cudaMemcpyDeviceToHost), kWhere);
+  std::vector<float> q(q_len * group * dim), got(q.size());
+  for (std::size_t i = 0; i < q_len; ++i) {
+    to_float(raw_q.data() + i * q_heads * dim, p.q_dtype, group * dim, q.data() + i * group * dim);
+    to_float(raw_out.data() + i * q_heads * dim, p.q_dtype, group * dim, got.data() + i * group * dim);
+  }
+  std::vector<double> want(q.size());
+  reference_attention(q.data(), values[0].data(), values[1].data(), p.q_len, length, static_cast<int>(group), 1, l.head_dim, {}, want.data(), nullptr);
+  double error = 0, norm = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    error += (static_cast<double>(got[i]) - want[i]) * (static_cast<double>(got[i]) - want[i]);
+    norm += want[i] * want[i];
+  }
+  return std::sqrt(error / norm);
+}
+
+Timing time_baseline(const ProfileShape& s, const Sizes& z, const ProfileOptions& options, const DeviceInfo& device, bool fp8) {
+  const std::size_t bytes = z.fp16_bytes / (fp8 ? 2 : 1) / 2;  // of K or V
+  const int caches = fp8 ? z.fp8_caches : z.fp16_caches;
+  std::vector<BufferPtr> memory, tables;
+  for (int i = 0; i < 2 * caches; ++i) {
+    memory.push_back(std::make_unique<Buffer>(bytes));
+    if (fp8) {
+      fill_e4m3(memory.back()->as<std::uint8_t>(), static_cast<std::int64_t>(bytes), static_cast<std::uint64_t>(i + 1), nullptr);
+    } else {
+      fill_gaussian(memory.back()->as<std::uint16_t>(), static_cast<std::int64_t>(bytes / 2), static_cast<std::uint64_t>(i + 1), nullptr);
+    }
+  }
+  for (int i = 0; i < caches; ++i) tables.push_back(Buffer::of(block_table(z.lengths, s.block_size, z.pages, z.table_stride, options.seed + static_cast<std::uint64_t>(i))));
+  const BufferPtr lengths = Buffer::of(z.lengths);
+  const std::size_t q_elements = static_cast<std::size_t>(s.batch * s.num_q_heads * s.head_dim);
+  const Buffer q(q_elements * 2), out(q_elements * 2);
+  fill_gaussian(q.as<std::uint16_t>(), static_cast<std::int64_t>(q_elements), 77, nullptr);
+  check(cudaDeviceSynchronize(), kWhere);
+  BaselineParams p;
+  p.q = q.as<void>();
+  p.out = out.as<void>();
+  p.fp8 = fp8;
+  p.num_seqs = s.batch;
+  p.num_q_heads = s.num_q_heads;
+  p.num_kv_heads = s.num_kv_heads;
+  p.head_dim = s.head_dim;
+  p.block_size = s.block_size;
+  p.block_table_stride = z.table_stride;
+  p.seq_lens = lengths->as<std::int32_t>();
+  p.max_seq_len = z.longest;
+  p.workspace_bytes = baseline_workspace_bytes(p, device);
+  const Buffer workspace(p.workspace_bytes);
+  p.workspace = workspace.as<void>();
+  return time_graph(caches, options.samples, [&](int i, cudaStream_t stream) {
+    BaselineParams call = p;
+    call.k = memory[static_cast<std::size_t>(2 * i)]->as<void>();
+    call.v = memory[static_cast<std::size_t>(2 * i + 1)]->as<void>();
+    call.block_table = tables[static_cast<std::size_t>(i)]->as<std::int32_t>();
+    baseline_decode(call, device, stream);
+  });
+}
+
+void profile_decode(const ProfileShape& s, const ProfileOptions& options, const DeviceInfo& device, const Sizes& z, ProfileResult& result) {
+  const LayerCalibration calibration = made_up_calibration(s);
+  const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &calibration);
+  const PageLayout layout = layout_of(s);
+  {
+    std::vector<BufferPtr> memory, tables;
+    std::vector<std::int32_t> first_table;
+    for (int i = 0; i < z.caches; ++i) {
+      memory.push_back(std::make_unique<Buffer>(z.cache_bytes));
+      if (i == 0) {
+        fill_cache(codec, {layout, memory[0]->as<std::uint8_t>(), z.pages}, options.seed);
+      } else {
+        check(cudaMemcpy(memory.back()->as<void>(), memory[0]->as<void>(), z.cache_bytes, cudaMemcpyDeviceToDevice), kWhere);
+      }
+      const std::vector<std::int32_t> table = block_table(z.lengths, s.block_size, z.pages, z.table_stride, options.seed + static_cast<std::uint64_t>(i));
+      if (i == 0) first_table = table;
+      tables.push_back(Buffer::of(table));
+    }
+    const BufferPtr lengths = Buffer::of(z.lengths);
+    const std::size_t q_elements = static_cast<std::size_t>(s.batch * s.q_len) * static_cast<std::size_t>(s.num_q_heads * s.head_dim);
+    std::vector<float> q_values(q_elements);
+    std::mt19937 random(static_cast<unsigned>(options.seed));
+    std::normal_distribution<float> normal;
+    for (float& f : q_values) f = normal(random);
+    std::vector<std::uint16_t> q_bits(q_elements);
+    from_float(q_values.data(), q_elements, s.dtype, q_bits.data());
+    const BufferPtr q = Buffer::of(q_bits);
+    const Buffer out(q_elements * 2);
+    const std::size_t exact_rows = static_cast<std::size_t>(s.batch * s.num_kv_heads) * static_cast<std::size_t>(s.spec.sinks + s.spec.window);
+    const std::size_t exact_elements = exact_rows * static_cast<std::size_t>(s.head_dim);
+    const Buffer exact(exact_elements * 4);
+    DecodeParams p;
+    if (exact_rows > 0) {
+      fill_gaussian(exact.as<std::uint16_t>(), static_cast<std::int64_t>(2 * exact_elements), 99, nullptr);
+      const std::size_t sinks = static_cast<std::size_t>(s.batch * s.num_kv_heads) * static_cast<std::size_t>(s.spec.sinks * s.head_dim);
+      const auto* base = exact.as<std::uint16_t>();
+      p.exact = {s.spec.sinks, s.spec.window, base, base + sinks, base + 2 * sinks, base + sinks + exact_elements};
+    }
+    p.q = q->as<void>();
+    p.q_dtype = s.dtype;
+    p.out = out.as<void>();
+    p.num_seqs = s.batch;
+    p.q_len = s.q_len;
+    p.num_q_heads = s.num_q_heads;
+    p.cache = {layout, memory[0]->as<std::uint8_t>(), z.pages};
+    p.block_table = tables[0]->as<std::int32_t>();
+    p.block_table_stride = z.table_stride;
+    p.seq_lens = lengths->as<std::int32_t>();
+    p.max_seq_len = z.longest;
+    p.general_path = s.general_path;
+    p.q_rotated = p.out_rotated = !s.rotate;
+    p.workspace_bytes = decode_workspace_bytes(codec, p);
+    const Buffer workspace(p.workspace_bytes);
+    check(cudaMemset(workspace.as<void>(), 0, std::max<std::size_t>(p.workspace_bytes, 1)), kWhere);
+    p.workspace = workspace.as<void>();
+    result.path = decode_path(codec, p);
+    if (options.check && s.rotate) {
+      decode(codec, p, nullptr);
+      check(cudaDeviceSynchronize(), kWhere);
+      result.relative_error = check_decode(codec, p, first_table, z.lengths[0], calibration);
+    }
+    result.time = time_graph(z.caches, options.samples, [&](int i, cudaStream_t stream) {
+      DecodeParams call = p;
+      call.cache.data = memory[static_cast<std::size_t>(i)]->as<std::uint8_t>();
+      call.block_table = tables[static_cast<std::size_t>(i)]->as<std::int32_t>();
+      decode(codec, call, stream);
+    });
+    // Exact tokens are read in fp16 instead of from the pages.
+    double compressed = 0, exact_tokens = 0;
+    for (const std::int32_t n : z.lengths) {
+      const double e = std::min<double>(n, s.spec.sinks + s.spec.window);
+      exact_tokens += e;
+      compressed += n - e;
+    }
+    result.bytes = s.num_kv_heads * (compressed * static_cast<double>(token_head_bytes(layout)) + exact_tokens * 4 * s.head_dim);
+  }
+  if (options.baselines && s.q_len == 1 && s.head_dim % 16 == 0 && s.head_dim <= 256 && s.num_q_heads / s.num_kv_heads <= 16 && s.block_size % 16 == 0) {
+    result.fp16 = time_baseline(s, z, options, device, false);
+    result.fp8 = time_baseline(s, z, options, device, true);
+  }
+}
+
+/// One token a sequence, to the slot after its context.
+void profile_store(const ProfileShape& s, const ProfileOptions& options, const Sizes& z, ProfileResult& result) {
+  const LayerCalibration calibration = made_up_calibration(s);
+  const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &calibration);
+  const PageLayout layout = layout_of(s);
+  std::vector<BufferPtr> memory, mappings;
+  for (int i = 0; i < z.caches; ++i) {
+    memory.push_back(std::make_unique<Buffer>(z.cache_bytes));
+    std::mt19937_64 random(options.seed + static_cast<std::uint64_t>(i));
+    std::vector<std::int64_t> slots;
+    for (int b = 0; b < s.batch * s.q_len; ++b) slots.push_back(static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(z.pages * s.block_size)));
+    mappings.push_back(Buffer::of(slots));
+  }
+  const std::int64_t n = static_cast<std::int64_t>(s.batch) * s.q_len;
+  const std::size_t elements = static_cast<std::size_t>(n * s.num_kv_heads * s.head_dim);
+  const Buffer k(elements * 2), v(elements * 2);
+  fill_gaussian(k.as<std::uint16_t>(), static_cast<std::int64_t>(elements), 1, nullptr);
+  fill_gaussian(v.as<std::uint16_t>(), static_cast<std::int64_t>(elements), 2, nullptr);
+  check(cudaDeviceSynchronize(), kWhere);
+  result.time = time_graph(z.caches, options.samples, [&](int i, cudaStream_t stream) {
+    StoreParams p;
+    p.k = k.as<void>();
+    p.v = v.as<void>();
+    p.n = n;
+    p.slot_mapping = mappings[static_cast<std::size_t>(i)]->as<std::int64_t>();
+    p.positions = p.slot_mapping;
+    p.cache = {layout, memory[static_cast<std::size_t>(i)]->as<std::uint8_t>(), z.pages};
+    store(codec, p, stream);
+  });
+  result.path = "store";
+  result.bytes = static_cast<double>(n) * s.num_kv_heads * (4.0 * s.head_dim + static_cast<double>(token_head_bytes(layout)));
+}
+
+/// K only: fp16 rows to planes (Encode) or planes to fp16 rows (Dequant; in rotated space unless `rotate`).
+void profile_planes(const ProfileShape& s, const ProfileOptions& options, const Sizes& z, ProfileResult& result) {
+  const LayerCalibration calibration = made_up_calibration(s);
+  const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &calibration);
+  const Codec& host = codec.host(Side::K);
+  const std::int64_t n = z.tokens;
+  const std::size_t rows = static_cast<std::size_t>(n * s.num_kv_heads), elements = rows * static_cast<std::size_t>(s.head_dim);
+  std::vector<std::int64_t> positions(static_cast<std::size_t>(n));
+  std::iota(positions.begin(), positions.end(), 0);
+  const BufferPtr device_positions = Buffer::of(positions);
+  struct Set {
+    BufferPtr x, codes, scale, zero, signs, residual;
+  };
+  std::vector<Set> sets;
+  const auto planes = [](const Set& x) {
+    return EncodedOut{x.codes->as<std::uint8_t>(), x.scale->as<float>(), x.zero->as<float>(), x.signs->as<std::uint8_t>(), x.residual->as<float>()};
+  };
+  const auto run_encode = [&](const Set& x, cudaStream_t stream) {
+    EncodeParams p;
+    p.x = x.x->as<void>();
+    p.n = n;
+    p.heads = s.num_kv_heads;
+    p.positions = device_positions->as<std::int64_t>();
+    p.out = planes(x);
+    encode(codec, Side::K, p, stream);
+  };
+  for (int i = 0; i < z.caches; ++i) {
+    sets.push_back({std::make_unique<Buffer>(elements * 2), std::make_unique<Buffer>(rows * host.code_bytes()), std::make_unique<Buffer>(rows * 4),
+                    std::make_unique<Buffer>(host.has_zero() ? rows * 4 : 0), std::make_unique<Buffer>(host.has_signs() ? elements / 8 : 0),
+                    std::make_unique<Buffer>(host.has_signs() ? rows * 4 : 0)});
+    fill_gaussian(sets.back().x->as<std::uint16_t>(), static_cast<std::int64_t>(elements), options.seed + static_cast<std::uint64_t>(i), nullptr);
+    run_encode(sets.back(), nullptr);
+  }
+  check(cudaDeviceSynchronize(), kWhere);
+  result.time = time_graph(z.caches, options.samples, [&](int i, cudaStream_t stream) {
+    const Set& x = sets[static_cast<std::size_t>(i)];
+    if (s.op == ProfileOp::Encode) {
+      run_encode(x, stream);
+      return;
+    }
+    DequantParams p;
+    const EncodedOut o = planes(x);
+    p.in = {o.codes, o.scale, o.zero, o.signs, o.residual_norm};
+    p.n = n;
+    p.heads = s.num_kv_heads;
+    p.out = x.x->as<void>();
+    p.rotated = !s.rotate;
+    p.positions = device_positions->as<std::int64_t>();
+    dequant(codec, Side::K, p, stream);
+  });
+  result.path = s.op == ProfileOp::Encode ? "encode" : "dequant";
+  result.bytes = static_cast<double>(rows) * (2.0 * s.head_dim + static_cast<double>(host.code_bytes()) + 4.0 * host.has_scale() + 4.0 * host.has_zero());
+}
+
+}  // namespace
+
+ProfilePlan profile_plan(const ProfileShape& shape, const ProfileOptions& options, const DeviceInfo& device) {
+  const Sizes z = sizes_of(shape, options, device);
+  ProfilePlan plan;
+  plan.caches = z.caches;
+  const bool baselines = options.baselines && shape.op == ProfileOp::Decode;
+  plan.bytes = std::max(static_cast<std::size_t>(z.caches) * z.cache_bytes, baselines ? static_cast<std::size_t>(z.fp16_caches) * z.fp16_bytes : 0) + (std::size_t{512} << 20);
+  return plan;
+}
+
+ProfileResult profile(const ProfileShape& shape, const ProfileOptions& options) {
+  int current = 0;
+  if (device_count() == 0) throw Error(ErrorCode::NoDevice, "no CUDA device is visible");
+  check(cudaGetDevice(&current), kWhere);
+  const DeviceInfo device = device_info(current);
+  require(shape.batch >= 1 && shape.ctx >= 1 && shape.q_len >= 1 && options.samples >= 1, "batch, ctx, q_len and samples must be at least 1", kWhere);
+  ProfileResult result;
+  std::size_t free_bytes = 0, total = 0;
+  check(cudaMemGetInfo(&free_bytes, &total), kWhere);
+  const ProfilePlan plan = profile_plan(shape, options, device);
+  if (plan.bytes > free_bytes / 10 * 9) {
+    result.skipped = "needs " + std::to_string(plan.bytes >> 20) + " MiB of device memory, " + std::to_string(free_bytes >> 20) + " are free";
+    return result;
+  }
+  const Sizes z = sizes_of(shape, options, device);
+  result.caches = z.caches;
+  try {
+    switch (shape.op) {
+      case ProfileOp::Decode: profile_decode(shape, options, device, z, result); break;
+      case ProfileOp::Store: profile_store(shape, options, z, result); break;
+      case ProfileOp::Encode:
+      case ProfileOp::Dequant: profile_planes(shape, options, z, result); break;
+    }
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::Unsupported) throw;
+    result.skipped = error.what();
+  }
+  return result;
+}
+
+double read_bandwidth() {
+  int current = 0;
+  if (device_count() == 0) throw Error(ErrorCode::NoDevice, "no CUDA device is visible");
+  check(cudaGetDevice(&current), kWhere);
+  const DeviceInfo device = device_info(current);
+  std::size_t free_bytes = 0, total = 0;
+  check(cudaMemGetInfo(&free_bytes, &total), kWhere);
+  const std::size_t bytes = std::min<std::size_t>(std::size_t{4} << 30, free_bytes / 4) / 4096 * 4096;
+  const Buffer memory(bytes), sink(16);
+  fill_gaussian(memory.as<std::uint16_t>(), static_cast<std::int64_t>(bytes / 2), 3, nullptr);
+  check(cudaDeviceSynchronize(), kWhere);
+  const Timing t = time_graph(1, 20, [&](int, cudaStream_t stream) { read_all(memory.as<void>(), bytes, sink.as<std::uint32_t>(), device.sm_count, stream); });
+  return static_cast<double>(bytes) / t.median;
+}
+
+double launch_seconds() {
+  if (device_count() == 0) throw Error(ErrorCode::NoDevice, "no CUDA device is visible");
+  return time_graph(200, 20, [](int, cudaStream_t stream) { empty_launch(stream); }).median;
+}
+
+}  // namespace tq4::gpu

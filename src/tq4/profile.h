@@ -1,0 +1,67 @@
+// Timing of the GPU operations the way they are used: cold second-level cache (a cycle through many caches, as the layers of a model are), one
+// CUDA graph, permuted pages, random data stored by our own store. `tq4 profile` prints what these functions return.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tq4/gpu.h"
+
+namespace tq4::gpu {
+
+enum class ProfileOp : std::uint8_t { Decode, Store, Encode, Dequant };
+
+/// One point of a sweep.
+struct ProfileShape {
+  ProfileOp op = ProfileOp::Decode;
+  CodecSpec spec;                   ///< sinks and window: tokens attended exactly, in fp16
+  LayoutKind layout = LayoutKind::Native;
+  bool padded = false;              ///< turboquant-vllm's padded rows
+  int num_q_heads = 32, num_kv_heads = 8, head_dim = 128, block_size = 16, q_len = 1;
+  int batch = 1;                    ///< sequences; Encode and Dequant: with ctx tokens each
+  std::int64_t ctx = 8192;          ///< tokens a sequence holds (Store: before the step)
+  bool ragged = false;              ///< lengths log-uniform in [100, ctx] instead of ctx
+  DType dtype = DType::F16;
+  bool calibrated = false;          ///< per-head matrices and centres (made up: only the time is of interest)
+  bool rope = false;                ///< keys centred before RoPE
+  bool general_path = false;        ///< not the fused kernel
+  bool rotate = true;               ///< the rotation of query and output is part of the call
+};
+struct ProfileOptions {
+  int samples = 30;                 ///< graph launches, each one sample
+  bool baselines = true;            ///< fp16 and fp8 paged decode of the same shape (Decode only)
+  bool check = true;                ///< error against the CPU reference on one sequence and kv head (Decode only)
+  std::uint64_t seed = 1;
+};
+/// Seconds of one call.
+struct Timing {
+  double median = 0, low = 0, high = 0;  ///< low, high: 10th and 90th percentile
+  std::vector<double> samples;
+};
+struct ProfileResult {
+  Timing time;
+  Timing fp16, fp8;                 ///< baselines; median 0 = not run
+  double bytes = 0;                 ///< that must be read (Store, Encode, Dequant: read and written)
+  std::string path;                 ///< decode_path()
+  double relative_error = -1;       ///< -1 = not checked
+  int caches = 0;                   ///< the cycle's length
+  std::string skipped;              ///< why there is no result; empty = there is one
+};
+
+/// Bytes of device memory profile() will allocate, and the number of caches it cycles through.
+struct ProfilePlan {
+  std::size_t bytes = 0;
+  int caches = 0;
+};
+ProfilePlan profile_plan(const ProfileShape& shape, const ProfileOptions& options, const DeviceInfo& device);
+
+/// Runs one point on the current device. A point too large for the free memory comes back with `skipped` set.
+ProfileResult profile(const ProfileShape& shape, const ProfileOptions& options);
+
+/// Bytes a second of a kernel that only reads several GB: the ceiling.
+double read_bandwidth();
+/// Seconds of an empty kernel in a graph of many.
+double launch_seconds();
+
+}  // namespace tq4::gpu
