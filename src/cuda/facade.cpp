@@ -39,7 +39,6 @@ std::size_t decode_workspace_bytes(const DeviceCodec&, const DecodeParams&) { re
 std::string decode_path(const DeviceCodec&, const DecodeParams&) { refuse(); }
 void decode(const DeviceCodec&, const DecodeParams&, Stream) { refuse(); }
 
-ProfilePlan profile_plan(const ProfileShape&, const ProfileOptions&, const DeviceInfo&) { refuse(); }
 ProfileResult profile(const ProfileShape&, const ProfileOptions&) { refuse(); }
 double read_bandwidth() { refuse(); }
 double launch_seconds() { refuse(); }

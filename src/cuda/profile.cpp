@@ -13,6 +13,7 @@
 #include "cuda/baseline/paged_fp16.h"
 #include "cuda/check.h"
 #include "cuda/profile_kernels.h"
+#include "cuda/profile_plan.h"
 #include "tq4/attention.h"
 #include "tq4/rotation.h"
 
@@ -90,31 +91,6 @@ Timing time_graph(int calls, int samples, const std::function<void(int, cudaStre
   return t;
 }
 
-std::vector<std::int32_t> lengths_of(const ProfileShape& s, std::uint64_t seed) {
-  std::vector<std::int32_t> lengths(static_cast<std::size_t>(s.batch), static_cast<std::int32_t>(s.ctx));
-  if (!s.ragged) return lengths;
-  std::mt19937_64 random(seed);
-  std::uniform_real_distribution<double> uniform(std::log(100.0), std::log(static_cast<double>(std::max<std::int64_t>(s.ctx, 101))));
-  for (std::int32_t& n : lengths) n = static_cast<std::int32_t>(std::exp(uniform(random)));
-  return lengths;
-}
-
-/// Enough caches that a cycle through them reads three times the second-level cache between two uses of one.
-int cache_count(std::size_t cache_bytes, const DeviceInfo& device) {
-  return static_cast<int>(std::clamp<std::size_t>(3 * device.l2_bytes / std::max<std::size_t>(cache_bytes, 1) + 1, 2, 256));
-}
-
-PageLayout layout_of(const ProfileShape& s) {
-  return s.padded && s.layout == LayoutKind::TurboquantVllm ? padded_turboquant_vllm_layout(s.spec, s.num_kv_heads, s.head_dim, s.block_size)
-                                                            : make_layout(s.layout, s.spec, s.num_kv_heads, s.head_dim, s.block_size);
-}
-
-std::int64_t page_count(const std::vector<std::int32_t>& lengths, int block_size) {
-  std::int64_t pages = 0;
-  for (const std::int32_t n : lengths) pages += (n + block_size - 1) / block_size;
-  return std::max<std::int64_t>(pages, 1);
-}
-
 /// Every page of the cache in random order, dealt to the sequences.
 std::vector<std::int32_t> block_table(const std::vector<std::int32_t>& lengths, int block_size, std::int64_t pages, std::int64_t stride, std::uint64_t seed) {
   std::vector<std::int32_t> order(static_cast<std::size_t>(pages));
@@ -151,34 +127,6 @@ LayerCalibration made_up_calibration(const ProfileShape& s) {
   }
   for (std::size_t i = 0; s.rope && i < dim * static_cast<std::size_t>(s.num_kv_heads); ++i) c.k.rope_mu.push_back(normal(random));
   return c;
-}
-
-struct Sizes {
-  std::vector<std::int32_t> lengths;
-  std::int64_t pages = 0, table_stride = 0, longest = 1, tokens = 0;
-  std::size_t cache_bytes = 0, fp16_bytes = 0;
-  int caches = 0, fp16_caches = 0, fp8_caches = 0;
-};
-Sizes sizes_of(const ProfileShape& s, const ProfileOptions& options, const DeviceInfo& device) {
-  Sizes z;
-  z.lengths = lengths_of(s, options.seed);
-  z.longest = *std::max_element(z.lengths.begin(), z.lengths.end());
-  z.tokens = std::accumulate(z.lengths.begin(), z.lengths.end(), std::int64_t{0});
-  z.pages = page_count(z.lengths, s.block_size);
-  z.table_stride = (z.longest + s.block_size - 1) / s.block_size;
-  const std::size_t elements = static_cast<std::size_t>(s.num_kv_heads * s.head_dim);
-  if (s.op == ProfileOp::Decode || s.op == ProfileOp::Store) {
-    z.cache_bytes = static_cast<std::size_t>(z.pages * layout_of(s).block_stride);
-    z.fp16_bytes = static_cast<std::size_t>(z.pages * s.block_size) * elements * 2 * 2;
-  } else {
-    z.cache_bytes = static_cast<std::size_t>(z.tokens) * elements * 3;  // fp16 and codes
-  }
-  // Store writes a step's tokens only: what a step touches is small, 64 caches make it cold.
-  z.caches = s.op == ProfileOp::Store ? 64 : cache_count(z.cache_bytes, device);
-  if (s.op == ProfileOp::Store) z.caches = static_cast<int>(std::clamp<std::size_t>((std::size_t{8} << 30) / std::max<std::size_t>(z.cache_bytes, 1), 1, 64));
-  z.fp16_caches = cache_count(z.fp16_bytes, device);
-  z.fp8_caches = cache_count(z.fp16_bytes / 2, device);
-  return z;
 }
 
 /// K and V of random tokens through store(), `chunk` tokens at a time, every slot of the cache.
@@ -276,7 +224,7 @@ double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::
   return std::sqrt(error / norm);
 }
 
-Timing time_baseline(const ProfileShape& s, const Sizes& z, const ProfileOptions& options, const DeviceInfo& device, bool fp8) {
+Timing time_baseline(const ProfileShape& s, const ProfileSizes& z, const ProfileOptions& options, const DeviceInfo& device, bool fp8) {
   const std::size_t bytes = z.fp16_bytes / (fp8 ? 2 : 1) / 2;  // of K or V
   const int caches = fp8 ? z.fp8_caches : z.fp16_caches;
   std::vector<BufferPtr> memory, tables;
@@ -318,10 +266,10 @@ Timing time_baseline(const ProfileShape& s, const Sizes& z, const ProfileOptions
   });
 }
 
-void profile_decode(const ProfileShape& s, const ProfileOptions& options, const DeviceInfo& device, const Sizes& z, ProfileResult& result) {
+void profile_decode(const ProfileShape& s, const ProfileOptions& options, const DeviceInfo& device, const ProfileSizes& z, ProfileResult& result) {
   const LayerCalibration calibration = made_up_calibration(s);
   const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &calibration);
-  const PageLayout layout = layout_of(s);
+  const PageLayout layout = profile_layout(s);
   {
     std::vector<BufferPtr> memory, tables;
     std::vector<std::int32_t> first_table;
@@ -401,10 +349,10 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
 }
 
 /// One token a sequence, to the slot after its context.
-void profile_store(const ProfileShape& s, const ProfileOptions& options, const Sizes& z, ProfileResult& result) {
+void profile_store(const ProfileShape& s, const ProfileOptions& options, const ProfileSizes& z, ProfileResult& result) {
   const LayerCalibration calibration = made_up_calibration(s);
   const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &calibration);
-  const PageLayout layout = layout_of(s);
+  const PageLayout layout = profile_layout(s);
   std::vector<BufferPtr> memory, mappings;
   for (int i = 0; i < z.caches; ++i) {
     memory.push_back(std::make_unique<Buffer>(z.cache_bytes));
@@ -434,7 +382,7 @@ void profile_store(const ProfileShape& s, const ProfileOptions& options, const S
 }
 
 /// K only: fp16 rows to planes (Encode) or planes to fp16 rows (Dequant; in rotated space unless `rotate`).
-void profile_planes(const ProfileShape& s, const ProfileOptions& options, const Sizes& z, ProfileResult& result) {
+void profile_planes(const ProfileShape& s, const ProfileOptions& options, const ProfileSizes& z, ProfileResult& result) {
   const LayerCalibration calibration = made_up_calibration(s);
   const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &calibration);
   const Codec& host = codec.host(Side::K);
@@ -489,15 +437,6 @@ void profile_planes(const ProfileShape& s, const ProfileOptions& options, const 
 
 }  // namespace
 
-ProfilePlan profile_plan(const ProfileShape& shape, const ProfileOptions& options, const DeviceInfo& device) {
-  const Sizes z = sizes_of(shape, options, device);
-  ProfilePlan plan;
-  plan.caches = z.caches;
-  const bool baselines = options.baselines && shape.op == ProfileOp::Decode;
-  plan.bytes = std::max(static_cast<std::size_t>(z.caches) * z.cache_bytes, baselines ? static_cast<std::size_t>(z.fp16_caches) * z.fp16_bytes : 0) + (std::size_t{512} << 20);
-  return plan;
-}
-
 ProfileResult profile(const ProfileShape& shape, const ProfileOptions& options) {
   int current = 0;
   if (device_count() == 0) throw Error(ErrorCode::NoDevice, "no CUDA device is visible");
@@ -512,7 +451,7 @@ ProfileResult profile(const ProfileShape& shape, const ProfileOptions& options) 
     result.skipped = "needs " + std::to_string(plan.bytes >> 20) + " MiB of device memory, " + std::to_string(free_bytes >> 20) + " are free";
     return result;
   }
-  const Sizes z = sizes_of(shape, options, device);
+  const ProfileSizes z = profile_sizes(shape, options, device);
   result.caches = z.caches;
   try {
     switch (shape.op) {
