@@ -1,6 +1,7 @@
 // The GPU interface of a CPU-only build: every call says that there is no device, so that programs link and explain themselves.
 #include "tq4/error.h"
 #include "tq4/gpu.h"
+#include "tq4/prefill.h"
 #include "tq4/profile.h"
 
 namespace tq4::gpu {
@@ -38,6 +39,12 @@ void dequant_pages(const DeviceCodec&, const DequantPagesParams&, Stream) { refu
 std::size_t decode_workspace_bytes(const DeviceCodec&, const DecodeParams&) { refuse(); }
 std::string decode_path(const DeviceCodec&, const DecodeParams&) { refuse(); }
 void decode(const DeviceCodec&, const DecodeParams&, Stream) { refuse(); }
+
+std::size_t prefill_workspace_bytes(const DeviceCodec&, const PrefillParams&) { refuse(); }
+void prefill(const DeviceCodec&, const PrefillParams&, Stream) { refuse(); }
+std::size_t layer_step_workspace_bytes(const DeviceCodec&, const LayerStepParams&) { refuse(); }
+std::string layer_step_path(const DeviceCodec&, const LayerStepParams&) { refuse(); }
+void update_and_attend(const DeviceCodec&, const LayerStepParams&, Stream) { refuse(); }
 
 ProfileResult profile(const ProfileShape&, const ProfileOptions&) { refuse(); }
 double read_bandwidth() { refuse(); }

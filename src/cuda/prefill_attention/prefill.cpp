@@ -1,0 +1,110 @@
+// Prefill and the layer step on the host: checks, the workspace's parts, the launches (tq4/prefill.h).
+#include "tq4/prefill.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/check.h"
+#include "cuda/prefill_attention/flash.h"
+
+namespace tq4::gpu {
+namespace {
+
+constexpr const char* kWhere = "prefill";
+
+std::size_t align(std::size_t n) { return (n + 255) / 256 * 256; }
+
+/// Bytes of fp16 K (or V) of every sequence.
+std::size_t side_bytes(const DeviceCodec& codec, const PrefillParams& p) {
+  return align(static_cast<std::size_t>(p.num_seqs) * static_cast<std::size_t>(p.max_kv_len) * static_cast<std::size_t>(codec.num_kv_heads() * codec.head_dim()) * 2);
+}
+
+void check_params(const DeviceCodec& codec, const PrefillParams& p) {
+  if (codec.head_dim() > 256 || codec.head_dim() % 8 != 0) refuse("head_dim must be a multiple of 8 up to 256", kWhere);
+  if (p.dtype != DType::F16 && p.dtype != DType::BF16) refuse("queries must be float16 or bfloat16", kWhere);
+  require(p.num_seqs >= 0 && p.max_q_len >= 0 && p.max_kv_len >= 0, "num_seqs, max_q_len and max_kv_len are not negative", kWhere);
+  if (p.num_seqs > 65535) refuse("at most 65535 sequences a call", kWhere);
+  require(p.num_q_heads >= 1 && p.num_q_heads % codec.num_kv_heads() == 0, "num_q_heads must be a multiple of num_kv_heads", kWhere);
+  require(p.window >= 0 && p.soft_cap >= 0, "window and soft_cap are not negative", kWhere);
+  require(p.k_planes.codes || (p.k_new && p.v_new), "either planes or new tokens must be given", kWhere);
+  require(!p.k_planes.codes || (p.v_planes.codes && p.cu_k), "planes need both sides and cu_k", kWhere);
+}
+
+}  // namespace
+
+std::size_t prefill_workspace_bytes(const DeviceCodec& codec, const PrefillParams& params) { return 2 * side_bytes(codec, params); }
+
+void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
+  check_params(codec, p);
+  if (p.num_seqs == 0 || p.max_q_len == 0) return;
+  require(p.q && p.out && p.cu_q, "q, out and cu_q must be given", kWhere);
+  require(p.workspace && p.workspace_bytes >= prefill_workspace_bytes(codec, p), "the workspace is smaller than prefill_workspace_bytes()", kWhere);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  auto* k = static_cast<std::uint16_t*>(p.workspace);
+  auto* v = reinterpret_cast<std::uint16_t*>(static_cast<std::uint8_t*>(p.workspace) + side_bytes(codec, p));
+  const bool planes = p.k_planes.codes != nullptr;
+  const bool prefix = !planes && p.cache.data != nullptr && p.prefix_lens != nullptr;
+  if (planes) {
+    launch_unpack_planes(codec, Side::K, p.k_planes, p.high_nibble_first, p.cu_k, p.num_seqs, p.max_kv_len, k, p.max_kv_len, cuda_stream);
+    launch_unpack_planes(codec, Side::V, p.v_planes, p.high_nibble_first, p.cu_k, p.num_seqs, p.max_kv_len, v, p.max_kv_len, cuda_stream);
+  } else {
+    if (prefix) {
+      DequantPagesParams d;
+      d.cache = p.cache;
+      d.block_table = p.block_table;
+      d.block_table_stride = p.block_table_stride;
+      d.seq_lens = p.prefix_lens;
+      d.num_seqs = p.num_seqs;
+      d.max_seq_len = p.max_kv_len;
+      d.k_out = k;
+      d.v_out = v;
+      d.rotated = false;
+      dequant_pages(codec, d, stream);
+    }
+    AppendArgs a{};
+    const std::int64_t dim = codec.head_dim(), heads = codec.num_kv_heads();
+    const bool k_dense = p.k_token_stride == 0 && p.k_head_stride == 0, v_dense = p.v_token_stride == 0 && p.v_head_stride == 0;
+    a.k = p.k_new;
+    a.v = p.v_new;
+    a.dtype = static_cast<int>(p.dtype);
+    a.k_token_stride = k_dense ? heads * dim : p.k_token_stride;
+    a.k_head_stride = k_dense ? dim : p.k_head_stride;
+    a.v_token_stride = v_dense ? heads * dim : p.v_token_stride;
+    a.v_head_stride = v_dense ? dim : p.v_head_stride;
+    a.k_out = k;
+    a.v_out = v;
+    a.capacity = p.max_kv_len;
+    a.cu_q = p.cu_q;
+    a.prefix_lens = prefix ? p.prefix_lens : nullptr;
+    a.num_seqs = p.num_seqs;
+    a.max_q_len = p.max_q_len;
+    a.num_kv_heads = codec.num_kv_heads();
+    a.head_dim = codec.head_dim();
+    launch_append(a, cuda_stream);
+  }
+  FlashArgs f{};
+  f.q = p.q;
+  f.out = p.out;
+  f.lse = p.lse;
+  f.dtype = static_cast<int>(p.dtype);
+  f.k = k;
+  f.v = v;
+  f.capacity = p.max_kv_len;
+  f.cu_q = p.cu_q;
+  f.cu_k = planes ? p.cu_k : nullptr;
+  f.prefix_lens = prefix ? p.prefix_lens : nullptr;
+  f.num_seqs = p.num_seqs;
+  f.max_q_len = p.max_q_len;
+  f.num_q_heads = p.num_q_heads;
+  f.num_kv_heads = codec.num_kv_heads();
+  f.head_dim = codec.head_dim();
+  f.causal = p.causal;
+  f.window = p.window;
+  f.sm_scale = p.sm_scale != 0 ? p.sm_scale : 1.0f / std::sqrt(static_cast<float>(codec.head_dim()));
+  f.soft_cap = p.soft_cap;
+  f.alibi_slopes = p.alibi_slopes;
+  f.sink_logits = p.sink_logits;
+  launch_flash(f, codec.device(), cuda_stream);
+}
+
+}  // namespace tq4::gpu
