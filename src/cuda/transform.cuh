@@ -79,13 +79,75 @@ __device__ inline void block_butterflies(float* rows, int n, int dim, const floa
   __syncthreads();
 }
 
-/// in [R][dim] to out [R][dim], both shared (dim a multiple of 4, 16-byte aligned). Butterflies and the identity copy first.
+/// The same for one row of a power of two of at least 32 coordinates by one warp, in registers: coordinate 32 k + lane. Additions are those of
+/// block_butterflies, so the bits are too.
+template <int N>
+__device__ __forceinline__ void warp_butterflies(const float* in, float* out, const float* signs, bool signs_last, int lane) {
+  float v[N];
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    v[k] = in[k * 32 + lane];
+    if (signs && !signs_last) v[k] = __fmul_rn(v[k], signs[k * 32 + lane]);
+  }
+#pragma unroll
+  for (int h = 1; h < 32; h *= 2) {
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const float other = __shfl_xor_sync(~0u, v[k], h);
+      v[k] = (lane & h) != 0 ? __fsub_rn(other, v[k]) : __fadd_rn(v[k], other);
+    }
+  }
+#pragma unroll
+  for (int h = 1; h < N; h *= 2) {
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      if ((k & h) == 0) {
+        const float a = v[k], b = v[k | h];
+        v[k] = __fadd_rn(a, b);
+        v[k | h] = __fsub_rn(a, b);
+      }
+    }
+  }
+  const float scale = hadamard_scale(32 * N);
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    v[k] = __fmul_rn(v[k], scale);
+    if (signs && signs_last) v[k] = __fmul_rn(v[k], signs[k * 32 + lane]);
+    out[k * 32 + lane] = v[k];
+  }
+}
+
+/// rows [R][dim] of `in` by butterflies to `out`, the whole block; the fast form where dim allows it.
+template <int R>
+__device__ inline void block_hadamard(const float* in, float* out, int dim, const float* signs, bool signs_last, int thread, int threads) {
+  if ((dim & (dim - 1)) == 0) {
+    for (int r = thread >> 5; r < R; r += threads >> 5) {
+      const float* from = in + r * dim;
+      float* to = out + r * dim;
+      switch (dim) {
+        case 32: warp_butterflies<1>(from, to, signs, signs_last, thread & 31); break;
+        case 64: warp_butterflies<2>(from, to, signs, signs_last, thread & 31); break;
+        case 128: warp_butterflies<4>(from, to, signs, signs_last, thread & 31); break;
+        case 256: warp_butterflies<8>(from, to, signs, signs_last, thread & 31); break;
+        default: warp_butterflies<16>(from, to, signs, signs_last, thread & 31);
+      }
+    }
+    return;
+  }
+  for (int i = thread; i < R * dim; i += threads) out[i] = in[i];
+  block_butterflies(out, R, dim, signs, signs_last, thread, threads);
+}
+
+/// in [R][dim] to out [R][dim], both shared (dim a multiple of 4, 16-byte aligned).
 template <int R>
 __device__ inline void block_transform(const RowTransform& t, const float* in, float* out, int dim, int thread, int threads) {
   __syncthreads();
   if (t.identity || t.butterflies) {
-    for (int i = thread; i < R * dim; i += threads) out[i] = in[i];
-    if (t.butterflies) block_butterflies(out, R, dim, t.signs, t.signs_last, thread, threads);
+    if (t.butterflies) {
+      block_hadamard<R>(in, out, dim, t.signs, t.signs_last, thread, threads);
+    } else {
+      for (int i = thread; i < R * dim; i += threads) out[i] = in[i];
+    }
     __syncthreads();
     return;
   }
@@ -94,7 +156,7 @@ __device__ inline void block_transform(const RowTransform& t, const float* in, f
 #pragma unroll
     for (int r = 0; r < R; ++r) acc[r] = 0.0f;
     const float* column = t.matrix_t + i;
-#pragma unroll 4
+#pragma unroll(R <= 4 ? 8 : 4)
     for (int j = 0; j < dim; j += 4) {
       float m[4];
 #pragma unroll
@@ -110,6 +172,49 @@ __device__ inline void block_transform(const RowTransform& t, const float* in, f
     }
 #pragma unroll
     for (int r = 0; r < R; ++r) out[r * dim + i] = acc[r];
+  }
+  __syncthreads();
+}
+
+/// block_transform for queries and outputs, where the order of additions is free: groups of threads share the sum over j. `scratch` holds
+/// [parts][R][dim] fp32, parts = split_parts(dim, threads).
+__host__ __device__ inline int split_parts(int dim, int threads) {
+  const int lanes = (dim + 31) / 32 * 32;
+  return threads / lanes > 1 ? threads / lanes : 1;
+}
+template <int R>
+__device__ inline void block_transform_split(const RowTransform& t, const float* in, float* out, float* scratch, int dim, int thread, int threads) {
+  const int parts = split_parts(dim, threads);
+  if (t.identity || t.butterflies || parts == 1) {
+    block_transform<R>(t, in, out, dim, thread, threads);
+    return;
+  }
+  __syncthreads();
+  const int lanes = (dim + 31) / 32 * 32, part = thread / lanes, i = thread - part * lanes;
+  const int steps = (dim / 4 + parts - 1) / parts, begin = part * steps * 4, end = min(dim, begin + steps * 4);
+  if (part < parts && i < dim) {
+    float acc[R];
+#pragma unroll
+    for (int r = 0; r < R; ++r) acc[r] = 0.0f;
+#pragma unroll 8
+    for (int j = begin; j < end; j += 4) {
+      float m[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) m[k] = __ldg(t.matrix_t + static_cast<std::int64_t>(j + k) * dim + i);
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        const float4 x = *reinterpret_cast<const float4*>(in + r * dim + j);
+        acc[r] = fmaf(m[0], x.x, fmaf(m[1], x.y, fmaf(m[2], x.z, fmaf(m[3], x.w, acc[r]))));
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < R; ++r) scratch[(part * R + r) * dim + i] = acc[r];
+  }
+  __syncthreads();
+  for (int k = thread; k < R * dim; k += threads) {
+    float sum = 0.0f;
+    for (int q = 0; q < parts; ++q) sum += scratch[q * R * dim + k];
+    out[k] = sum;
   }
   __syncthreads();
 }

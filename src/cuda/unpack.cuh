@@ -95,49 +95,110 @@ __device__ __forceinline__ float square_sum(const uint4& v) {
   return sum;
 }
 
-/// Where a warp's staged bytes of one side of 16 tokens lie.
+/// Where a lane's token's bytes of one side are staged: byte 0 of group g lies at offset + g * bytes + (g / per_piece) * piece_skip. Rows have
+/// piece_skip 0; in a native tile's V a piece holds per_piece groups and the next piece of the token comes piece_skip bytes further on.
 struct Stage {
-  const unsigned* words;   ///< shared memory
-  int offset;              ///< of this lane's token's first code byte (row layouts)
-  int native_v_piece;      ///< > 0: bytes are in the order of a native tile's V; 0: token rows
+  const unsigned* words;    ///< shared memory
+  int offset;
+  int piece_skip;
+  unsigned piece_inverse;   ///< 65536 / per_piece, rounded up
+  int split_v_piece;        ///< > 0: groups lie in two pieces of this many bytes; the fields above but `words` do not count
 };
 
-/// Units of tokens 0..15, coordinates [first, first + count), to tile[token][coordinate - first] (pitch in halves, multiple of 8).
-/// Returns the lane's token's sum of squares over all coordinates when asked for. Tokens that are not valid become 0.
-__device__ inline float fill_tile(const SideView& side, const void* table, const Stage& stage, int head_dim, int first, int count, bool valid,
-                                  __half* tile, int pitch, int lane) {
-  const int token = lane & 15;
-  const int groups = head_dim >> 3, half_groups = (groups + 1) >> 1, base = (lane >> 4) * half_groups;
-  const int bytes = side.row_bits;  // of a group
-  int turn = (token >> 1) % half_groups;
+__device__ __forceinline__ Stage row_stage(const unsigned char* memory, int offset) {
+  return {reinterpret_cast<const unsigned*>(memory), offset, 0, 0, 0};
+}
+__device__ __forceinline__ Stage native_v_stage(const unsigned char* memory, int v_piece, int bytes, int token) {
+  const auto* words = reinterpret_cast<const unsigned*>(memory);
+  if (v_piece % bytes != 0) return {words, 0, 0, 0, v_piece};
+  const unsigned per_piece = static_cast<unsigned>(v_piece / bytes);
+  return {words, native_v_byte(v_piece, token, 0), 7 * v_piece, (65536u + per_piece - 1) / per_piece, 0};
+}
+
+/// A destination of unpacking: tile[token][coordinate - first] for coordinates [first, first + count); pitch in halves, a multiple of 8.
+struct TileOut {
+  __half* tile;
+  int pitch, first, count;
+};
+
+/// Groups of one lane, Bits (2, 3, 4: pairs; 8: single) known when compiled and every coordinate wanted.
+template <int Bits>
+__device__ __forceinline__ float fill_groups(const SideView& side, const void* table, const Stage& stage, int groups, const TileOut& out, int token, int base,
+                                             int half_groups) {
   float sum = 0.0f;
+  int turn = (token >> 1) % half_groups;
+  __half* row = out.tile + token * out.pitch;
+#pragma unroll 4
   for (int i = 0; i < half_groups; ++i) {
     const int g = base + turn;
-    if (++turn == half_groups) turn = 0;
-    if (g >= groups) continue;
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (valid) {
-      unsigned low, high = 0;
-      if (stage.native_v_piece == 0 || stage.native_v_piece % bytes == 0) {
-        const int o = stage.native_v_piece == 0 ? stage.offset + g * bytes : native_v_byte(stage.native_v_piece, token, g * bytes);
-        low = shared_word(stage.words, o);
-        if (side.mode == kSingle) high = shared_word(stage.words, o + 4);
-      } else {  // a group lies in two pieces
-        unsigned long long bits = 0;
-        const auto* raw = reinterpret_cast<const unsigned char*>(stage.words);
-        for (int b = 0; b < bytes; ++b) {
-          bits |= static_cast<unsigned long long>(raw[native_v_byte(stage.native_v_piece, token, g * bytes + b)]) << (8 * b);
+    turn = turn + 1 == half_groups ? 0 : turn + 1;
+    if (g < groups) {
+      const int o = stage.offset + g * Bits + static_cast<int>((static_cast<unsigned>(g) * stage.piece_inverse) >> 16) * stage.piece_skip;
+      unsigned low = shared_word(stage.words, o);
+      unsigned r[4];
+      if constexpr (Bits == 8) {
+        const unsigned high = shared_word(stage.words, o + 4);
+        const auto* units = static_cast<const unsigned short*>(table);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const unsigned pair = (k < 2 ? low : high) >> (16 * (k & 1));
+          r[k] = units[pair & 0xffu] | static_cast<unsigned>(units[(pair >> 8) & 0xffu]) << 16;
         }
-        low = static_cast<unsigned>(bits);
-        high = static_cast<unsigned>(bits >> 32);
+      } else {
+        const auto* pairs = static_cast<const unsigned*>(table);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) r[k] = pairs[(low >> (2 * Bits * k)) & ((1u << (2 * Bits)) - 1)];
       }
-      v = units_of(side, table, low, high);
+      const uint4 v = make_uint4(r[0], r[1], r[2], r[3]);
       if (side.norm_correction) sum += square_sum(v);
+      *reinterpret_cast<uint4*>(row + g * 8) = v;
     }
-    const int column = g * 8 - first;
-    if (column >= 0 && column < count) *reinterpret_cast<uint4*>(tile + token * pitch + column) = v;
   }
   return sum;
+}
+
+/// Any width, groups in two pieces, only some coordinates wanted.
+__device__ inline float fill_groups_any(const SideView& side, const void* table, const Stage& stage, int groups, const TileOut& out, int token, int base,
+                                        int half_groups) {
+  const int bytes = side.row_bits;  // of a group
+  float sum = 0.0f;
+  for (int i = 0; i < half_groups && base + i < groups; ++i) {
+    const int g = base + i;
+    unsigned long long bits = 0;
+    if (stage.split_v_piece > 0) {
+      const auto* raw = reinterpret_cast<const unsigned char*>(stage.words);
+      for (int b = 0; b < bytes; ++b) bits |= static_cast<unsigned long long>(raw[native_v_byte(stage.split_v_piece, token, g * bytes + b)]) << (8 * b);
+    } else {
+      const int o = stage.offset + g * bytes + static_cast<int>((static_cast<unsigned>(g) * stage.piece_inverse) >> 16) * stage.piece_skip;
+      bits = shared_word(stage.words, o);
+      if (side.mode == kSingle) bits |= static_cast<unsigned long long>(shared_word(stage.words, o + 4)) << 32;
+    }
+    const uint4 v = units_of(side, table, static_cast<unsigned>(bits), static_cast<unsigned>(bits >> 32));
+    if (side.norm_correction) sum += square_sum(v);
+    const int column = g * 8 - out.first;
+    if (column >= 0 && column < out.count) *reinterpret_cast<uint4*>(out.tile + token * out.pitch + column) = v;
+  }
+  return sum;
+}
+
+/// Units of tokens 0..15 to a tile. Returns the sum of squares over all coordinates of the lane's token's half (norm correction only). Tokens
+/// that are not valid become 0.
+__device__ inline float fill_tile(const SideView& side, const void* table, const Stage& stage, int head_dim, const TileOut& out, bool valid, int lane) {
+  const int token = lane & 15, groups = head_dim >> 3, half_groups = (groups + 1) >> 1, base = (lane >> 4) * half_groups;
+  if (!valid) {
+    for (int g = base; g < min(base + half_groups, groups); ++g) {
+      const int column = g * 8 - out.first;
+      if (column >= 0 && column < out.count) *reinterpret_cast<uint4*>(out.tile + token * out.pitch + column) = make_uint4(0, 0, 0, 0);
+    }
+    return 0.0f;
+  }
+  if (out.count == head_dim && stage.split_v_piece == 0) {
+    if (side.row_bits == 4) return fill_groups<4>(side, table, stage, groups, out, token, base, half_groups);
+    if (side.row_bits == 3) return fill_groups<3>(side, table, stage, groups, out, token, base, half_groups);
+    if (side.row_bits == 2) return fill_groups<2>(side, table, stage, groups, out, token, base, half_groups);
+    if (side.row_bits == 8) return fill_groups<8>(side, table, stage, groups, out, token, base, half_groups);
+  }
+  return fill_groups_any(side, table, stage, groups, out, token, base, half_groups);
 }
 
 }  // namespace tq4::gpu

@@ -1,6 +1,8 @@
 // Builds the plain structs kernels take from specs and layouts, and refuses by name what no kernel reads.
 #include "cuda/views.h"
 
+#include <bit>
+
 #include "cuda/check.h"
 
 namespace tq4::gpu {
@@ -58,6 +60,7 @@ CacheView cache_view(const DeviceCodec& codec, const PagedCache& cache, const ch
   view.block_stride = layout.block_stride;
   view.token_stride = layout.token_stride;
   view.block_size = layout.block_size;
+  if (std::has_single_bit(static_cast<unsigned>(layout.block_size))) view.block_shift = std::countr_zero(static_cast<unsigned>(layout.block_size));
   view.num_kv_heads = layout.num_kv_heads;
   view.head_dim = layout.head_dim;
   if (layout.kind == LayoutKind::Native) {

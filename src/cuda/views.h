@@ -44,6 +44,7 @@ struct CacheView {
   std::int64_t num_blocks = 0, block_stride = 0, token_stride = 0;
   int native = 0;
   int block_size = 0, num_kv_heads = 0, head_dim = 0;
+  int block_shift = -1;               ///< log2 of block_size where that is a power of two
   int tile_bytes = 0, v_piece = 0;    ///< native
   int scale_bytes = 0;                ///< native: of a tile's scale block
   std::int64_t scale_blocks = 0;      ///< native: where a page's scale blocks begin

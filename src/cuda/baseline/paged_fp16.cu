@@ -14,7 +14,7 @@
 namespace tq4::gpu {
 namespace {
 
-constexpr int kWarps = 4, kThreads = kWarps * 32, kStages = 3;
+constexpr int kWarps = 4, kThreads = kWarps * 32, kStages = 3, kMaxSplits = 128;
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr const char* kWhere = "baseline decode";
 
@@ -240,17 +240,36 @@ __global__ void __launch_bounds__(kThreads, HD <= 128 ? 2 : 1) split_kernel(cons
 
 /// A block a query row.
 __global__ void __launch_bounds__(128) merge_kernel(const __grid_constant__ Args a) {
+  __shared__ float weights[kMaxSplits];
   const std::int64_t row = blockIdx.x;
   const float2* ml = a.part_ml + row * a.splits;
-  float m = -INFINITY, l = 0.0f;
-  for (int s = 0; s < a.splits; ++s) m = fmaxf(m, ml[s].x);
-  const float base = m == -INFINITY ? 0.0f : m;
-  for (int s = 0; s < a.splits; ++s) l += ml[s].y * exp2f(ml[s].x - base);
-  const float inverse = l > 0.0f ? 1.0f / l : 0.0f;
+  if (threadIdx.x < 32) {
+    float m = -INFINITY, l = 0.0f;
+    float2 v[kMaxSplits / 32];
+#pragma unroll
+    for (int k = 0; k < kMaxSplits / 32; ++k) {
+      const int s = k * 32 + static_cast<int>(threadIdx.x);
+      v[k] = s < a.splits ? ml[s] : make_float2(-INFINITY, 0.0f);
+      m = fmaxf(m, v[k].x);
+    }
+    for (int o = 16; o > 0; o /= 2) m = fmaxf(m, __shfl_xor_sync(~0u, m, o));
+    const float base = m == -INFINITY ? 0.0f : m;
+#pragma unroll
+    for (int k = 0; k < kMaxSplits / 32; ++k) {
+      v[k].x = exp2f(v[k].x - base);
+      l = fmaf(v[k].y, v[k].x, l);
+    }
+    for (int o = 16; o > 0; o /= 2) l += __shfl_xor_sync(~0u, l, o);
+    const float inverse = l > 0.0f ? 1.0f / l : 0.0f;
+#pragma unroll
+    for (int k = 0; k < kMaxSplits / 32; ++k) weights[k * 32 + threadIdx.x] = v[k].x * inverse;
+  }
+  __syncthreads();
   for (int d = threadIdx.x; d < a.p.head_dim; d += 128) {
     float sum = 0.0f;
-    for (int s = 0; s < a.splits; ++s) sum = fmaf(exp2f(ml[s].x - base), a.part_out[(row * a.splits + s) * a.p.head_dim + d], sum);
-    static_cast<__half*>(a.p.out)[row * a.p.head_dim + d] = __float2half_rn(sum * inverse);
+#pragma unroll 8
+    for (int s = 0; s < a.splits; ++s) sum = fmaf(weights[s], a.part_out[(row * a.splits + s) * a.p.head_dim + d], sum);
+    static_cast<__half*>(a.p.out)[row * a.p.head_dim + d] = __float2half_rn(sum);
   }
 }
 
@@ -258,7 +277,7 @@ __global__ void __launch_bounds__(128) merge_kernel(const __grid_constant__ Args
 int split_count(const BaselineParams& p, const DeviceInfo& device) {
   const std::int64_t slots = static_cast<std::int64_t>(device.sm_count) * (p.head_dim <= 128 ? 2 : 1);
   const std::int64_t base = static_cast<std::int64_t>(p.num_seqs) * p.num_kv_heads;
-  const std::int64_t most = std::clamp<std::int64_t>(p.max_seq_len / 256, 1, 128);
+  const std::int64_t most = std::clamp<std::int64_t>(p.max_seq_len / 256, 1, kMaxSplits);
   int best = 1;
   double best_fill = 0;
   for (int s = 1; s <= most; ++s) {

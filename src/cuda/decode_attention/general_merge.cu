@@ -10,7 +10,7 @@
 namespace tq4::gpu {
 namespace {
 
-constexpr int kRows = 4, kThreads = 128;
+constexpr int kRows = 4, kThreads = 512;
 constexpr float kLog2e = 1.4426950408889634f;
 
 __device__ __forceinline__ float warp_sum(float v) {
@@ -23,7 +23,7 @@ __device__ __forceinline__ float warp_max(float v) {
 }
 
 __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ GeneralArgs a) {
-  extern __shared__ __align__(16) float memory[];  // weights [kRows][parts, to a multiple of 4], compressed [kRows][D], rotated back [kRows][D]
+  extern __shared__ __align__(16) float memory[];  // weights [kRows][parts, to a multiple of 4], compressed [kRows][D], rotated back [kRows][D], scratch
   __shared__ float compressed_share[kRows];
   const int dim = a.head_dim, sequence = blockIdx.z, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int row0 = blockIdx.x * kRows, total = a.q_len * a.group, part_pitch = (a.parts + 3) & ~3;
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   // A warp a row: weights of the parts.
   const int row = row0 + warp;
   float share = 0.0f;
-  if (row < total) {
+  if (warp < kRows && row < total) {
     const std::int64_t at = q_row(row);
     const float sink = a.sink_logits ? a.sink_logits[head * a.group + row % a.group] : -INFINITY;
     float m = sink;
@@ -57,16 +57,18 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
     share *= inverse;
     if (lane == 0 && a.lse) a.lse[at] = l > 0.0f ? base + logf(l) : -INFINITY;
   }
-  if (lane == 0) compressed_share[warp] = share;
+  if (lane == 0 && warp < kRows) compressed_share[warp] = share;
   __syncthreads();
   for (int i = threadIdx.x; i < kRows * dim; i += kThreads) {
     const int r = i / dim, d = i % dim;
     float sum = 0.0f;
     if (row0 + r < total) {
       const std::int64_t at = q_row(row0 + r) * a.parts;
+#pragma unroll 8
       for (int p = 0; p < a.splits; ++p) {
         const float weight = weights[r * part_pitch + p];
-        if (weight != 0.0f) sum = fmaf(weight, a.part_out[(at + p) * dim + d], sum);  // an empty part holds no output
+        const float value = weight != 0.0f ? a.part_out[(at + p) * dim + d] : 0.0f;  // an empty part holds no output
+        sum = fmaf(weight, value, sum);
       }
     }
     compressed[i] = sum;
@@ -74,7 +76,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   RowTransform t = inverse_transform(a.v_tables, head, dim);
   t.identity = t.identity || a.out_rotated != 0;
   t.butterflies = t.butterflies && a.out_rotated == 0;
-  block_transform<kRows>(t, compressed, back, dim, threadIdx.x, kThreads);
+  block_transform_split<kRows>(t, compressed, back, back + kRows * dim, dim, threadIdx.x, kThreads);
   for (int i = threadIdx.x; i < kRows * dim; i += kThreads) {
     const int r = i / dim, d = i % dim;
     if (row0 + r >= total) continue;
@@ -94,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 void launch_general_merge(const GeneralArgs& args, cudaStream_t stream) {
   const int rows = args.q_len * args.group;
   const dim3 grid(static_cast<unsigned>((rows + kRows - 1) / kRows), static_cast<unsigned>(args.num_kv_heads), static_cast<unsigned>(args.num_seqs));
-  const std::size_t shared = static_cast<std::size_t>(kRows * ((args.parts + 3) & ~3) + 2 * kRows * args.head_dim) * sizeof(float);
+  const std::size_t shared = static_cast<std::size_t>(kRows * ((args.parts + 3) & ~3) + (2 + split_parts(args.head_dim, kThreads)) * kRows * args.head_dim) * sizeof(float);
   merge_kernel<<<grid, kThreads, shared, stream>>>(args);
   check_launch("decode (merge)");
 }

@@ -10,7 +10,7 @@
 namespace tq4::gpu {
 namespace {
 
-constexpr int kRows = 4, kThreads = 128;
+constexpr int kRows = 4, kThreads = 512;
 
 __device__ __forceinline__ float warp_sum(float v) {
   for (int o = 16; o > 0; o /= 2) v += __shfl_xor_sync(~0u, v, o);
@@ -32,7 +32,7 @@ __device__ inline float write_normalised(const float* row, int dim, std::uint16_
 }
 
 __global__ void __launch_bounds__(kThreads) pre_kernel(const __grid_constant__ GeneralArgs a) {
-  extern __shared__ __align__(16) float rows[];  // [kRows][D] queries, [kRows][D] rotated
+  extern __shared__ __align__(16) float rows[];  // [kRows][D] queries, [kRows][D] rotated, scratch of the product
   const int dim = a.head_dim, sequence = blockIdx.z, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int row0 = blockIdx.x * kRows, total = a.q_len * a.group;
   float* rotated = rows + kRows * dim;
@@ -46,10 +46,10 @@ __global__ void __launch_bounds__(kThreads) pre_kernel(const __grid_constant__ G
   RowTransform t = query_transform(a.k_tables, head, dim);
   t.identity = t.identity || a.q_rotated != 0;
   t.butterflies = t.butterflies && a.q_rotated == 0;
-  block_transform<kRows>(t, rows, rotated, dim, threadIdx.x, kThreads);
+  block_transform_split<kRows>(t, rows, rotated, rotated + kRows * dim, dim, threadIdx.x, kThreads);
 
   const int row = row0 + warp;  // a warp a row
-  if (row >= total) return;
+  if (warp >= kRows || row >= total) return;
   const std::int64_t at = q_row(row);
   float4 info = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   info.x = write_normalised(rotated + warp * dim, dim, a.q_rot + at * dim, lane) * a.sm_scale;
@@ -71,7 +71,8 @@ __global__ void __launch_bounds__(kThreads) pre_kernel(const __grid_constant__ G
 void launch_general_pre(const GeneralArgs& args, cudaStream_t stream) {
   const int rows = args.q_len * args.group;
   const dim3 grid(static_cast<unsigned>((rows + kRows - 1) / kRows), static_cast<unsigned>(args.num_kv_heads), static_cast<unsigned>(args.num_seqs));
-  pre_kernel<<<grid, kThreads, static_cast<std::size_t>(2 * kRows * args.head_dim) * sizeof(float), stream>>>(args);
+  const int parts = split_parts(args.head_dim, kThreads);
+  pre_kernel<<<grid, kThreads, static_cast<std::size_t>((2 + parts) * kRows * args.head_dim) * sizeof(float), stream>>>(args);
   check_launch("decode (query rotation)");
 }
 

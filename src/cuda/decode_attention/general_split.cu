@@ -136,7 +136,7 @@ __device__ __forceinline__ Pending issue(const GeneralArgs& a, const SharedPlan&
   Pending p;
   p.valid = index >= w.begin && index < w.end;
   const int position = min(max(index, w.begin), w.end - 1);
-  const int block = position / c.block_size;
+  const int block = c.block_shift >= 0 ? position >> c.block_shift : position / c.block_size;
   const std::int64_t page = a.block_table[w.sequence * a.block_table_stride + block];
   TokenRef ref = token_ref(c, page, position - block * c.block_size, w.head);
   const SideView& side = half == 0 ? a.k : a.v;
@@ -236,7 +236,7 @@ __device__ inline void fill_trig(const GeneralArgs& a, int tile, float2* trig, i
 }
 
 template <int HD>
-__global__ void __launch_bounds__(kThreads) split_kernel(const __grid_constant__ GeneralArgs a, const __grid_constant__ SharedPlan s) {
+__global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2) split_kernel(const __grid_constant__ GeneralArgs a, const __grid_constant__ SharedPlan s) {
   extern __shared__ __align__(16) unsigned char shared[];
   const Work w = make_work(a);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, token = lane & 15;
@@ -296,6 +296,8 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const __grid_constant__
   float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f}, zero_sum[2] = {0.0f, 0.0f};
   float reference = v_scaled ? 0.0f : 1.0f;
 
+  const Stage v_stage = native ? native_v_stage(own, a.cache.v_piece, a.v.row_bits, token) : row_stage(own, 0);
+
   const int tile_end = (w.end + 15) / 16;
   int tile = w.begin / 16 + warp;
   const unsigned stage_base = shared_address(own + s.stage0);
@@ -323,8 +325,7 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const __grid_constant__
       fill_half_tile(now.k, native ? token : 0, 0, a.k.row_bytes, a.head_dim, 0, a.head_dim, now.valid, tile_memory, s.pitch, lane);
     } else {
       const int offset = native ? token * a.k.row_bytes : token * s.k_stage_row + static_cast<int>(reinterpret_cast<std::uintptr_t>(now.k) & 15);
-      const Stage raw{reinterpret_cast<const unsigned*>(stage), offset, 0};
-      float squares = fill_tile(a.k, shared, raw, a.head_dim, 0, a.head_dim, now.valid, tile_memory, s.pitch, lane);
+      float squares = fill_tile(a.k, shared, row_stage(stage, offset), a.head_dim, {tile_memory, s.pitch, 0, a.head_dim}, now.valid, lane);
       if (a.k.norm_correction) {
         squares += __shfl_xor_sync(~0u, squares, 16);
         if (lane < 16) scale *= rsqrtf(squares + 1e-16f);
@@ -351,9 +352,12 @@ __global__ void __launch_bounds__(kThreads) split_kernel(const __grid_constant__
     if (v_half) {
       fill_half_tile(now.v, native ? token : 0, native ? a.cache.v_piece : 0, 0, a.head_dim, first, count, now.valid, tile_memory, s.pitch, lane);
     } else {
+      const unsigned char* v_bytes = stage + s.k_stage;
       const int offset = token * s.v_stage_row + static_cast<int>(reinterpret_cast<std::uintptr_t>(now.v) & 15);
-      const Stage raw{reinterpret_cast<const unsigned*>(stage + s.k_stage), offset, native ? a.cache.v_piece : 0};
-      float squares = fill_tile(a.v, shared + kTableBytes, raw, a.head_dim, first, count, now.valid, tile_memory, s.pitch, lane);
+      Stage raw = v_stage;
+      raw.words = reinterpret_cast<const unsigned*>(v_bytes);
+      if (!native) raw.offset = offset;
+      float squares = fill_tile(a.v, shared + kTableBytes, raw, a.head_dim, {tile_memory, s.pitch, first, count}, now.valid, lane);
       if (a.v.norm_correction) {
         squares += __shfl_xor_sync(~0u, squares, 16);
         if (lane >= 16) scale *= rsqrtf(squares + 1e-16f);

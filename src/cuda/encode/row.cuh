@@ -260,4 +260,47 @@ __device__ inline void sketch_signs(const RowCodec& r, const float* residual, un
   }
 }
 
+/// Rows of x minus their centres to shared memory [R][dim], 8 coordinates a thread. `row_of(r)` gives the index of the first element (< 0: the
+/// row becomes 0) and `position_of(r)` the token's position.
+template <int R, class RowOf, class PositionOf>
+__device__ inline void load_rows(const RowCodec& codec, const void* x, DType dtype, int head, const RowOf& row_of, const PositionOf& position_of, float* to,
+                                 int thread, int threads) {
+  const int groups = codec.dim / 8;
+  const bool centred = codec.t.centre != nullptr || codec.t.rope_mu != nullptr;
+  for (int i = thread; i < R * groups; i += threads) {
+    const int r = i / groups, g = i - r * groups;
+    const std::int64_t at = row_of(r);
+    float v[8] = {};
+    if (at >= 0) {
+      const auto* p = static_cast<const unsigned short*>(x) + at + g * 8;
+      if (dtype != DType::F32 && reinterpret_cast<std::uintptr_t>(p) % 16 == 0) {
+        const uint4 raw = *reinterpret_cast<const uint4*>(p);
+        const unsigned w[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          float2 f;
+          if (dtype == DType::F16) {
+            f = __half22float2(*reinterpret_cast<const __half2*>(&w[k]));
+          } else {
+            f = make_float2(__uint_as_float(w[k] << 16), __uint_as_float(w[k] & 0xffff0000u));
+          }
+          v[2 * k] = f.x;
+          v[2 * k + 1] = f.y;
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < 8; ++k) v[k] = load_element(x, dtype, at + g * 8 + k);
+      }
+      if (centred) {
+        const std::int64_t position = position_of(r);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) v[k] = __fsub_rn(v[k], centre_at(codec, head, position, g * 8 + k));
+      }
+    }
+    auto* out = reinterpret_cast<float4*>(to + r * codec.dim + g * 8);
+    out[0] = make_float4(v[0], v[1], v[2], v[3]);
+    out[1] = make_float4(v[4], v[5], v[6], v[7]);
+  }
+}
+
 }  // namespace tq4::gpu

@@ -35,16 +35,10 @@ __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__
   float *x = memory, *y = x + R * dim;
   auto* codes = reinterpret_cast<unsigned char*>(y + R * dim);
   const RowTables tables = load_tables(codec, reinterpret_cast<float*>(codes + R * 2 * dim), threadIdx.x, kThreads);
-  for (int i = threadIdx.x; i < R * dim; i += kThreads) {
-    const int r = i / dim, j = i % dim;
-    const std::int64_t token = token0 + r;
-    float v = 0.0f;
-    if (token < a.n) {
-      v = load_element(side.x, static_cast<DType>(a.dtype), token * side.token_stride + head * side.head_stride + j);
-      v = __fsub_rn(v, centre_at(codec, head, a.positions ? a.positions[token] : 0, j));
-    }
-    x[i] = v;
-  }
+  load_rows<R>(
+      codec, side.x, static_cast<DType>(a.dtype), head,
+      [&](int r) { return token0 + r < a.n ? (token0 + r) * side.token_stride + head * side.head_stride : static_cast<std::int64_t>(-1); },
+      [&](int r) { return a.positions ? a.positions[token0 + r] : 0; }, x, threadIdx.x, kThreads);
   block_transform<R>(forward_transform(codec.t, head, dim), x, y, dim, threadIdx.x, kThreads);
   for (int r = warp; r < R; r += kWarps) {
     const std::int64_t token = token0 + r;
