@@ -121,9 +121,9 @@ struct TileOut {
   int pitch, first, count;
 };
 
-/// Groups of one lane, Bits (2, 3, 4: pairs; 8: single) known when compiled and every coordinate wanted.
-template <int Bits>
-__device__ __forceinline__ float fill_groups(const SideView& side, const void* table, const Stage& stage, int groups, const TileOut& out, int token, int base,
+/// Groups of one lane, Bits (2, 3, 4: pairs; 8: single) known when compiled and every coordinate wanted; Squares: their sum of squares too.
+template <int Bits, bool Squares>
+__device__ __forceinline__ float fill_groups(const void* table, const Stage& stage, int groups, const TileOut& out, int token, int base,
                                              int half_groups) {
   float sum = 0.0f;
   int turn = (token >> 1) % half_groups;
@@ -150,7 +150,7 @@ __device__ __forceinline__ float fill_groups(const SideView& side, const void* t
         for (int k = 0; k < 4; ++k) r[k] = pairs[(low >> (2 * Bits * k)) & ((1u << (2 * Bits)) - 1)];
       }
       const uint4 v = make_uint4(r[0], r[1], r[2], r[3]);
-      if (side.norm_correction) sum += square_sum(v);
+      if constexpr (Squares) sum += square_sum(v);
       *reinterpret_cast<uint4*>(row + g * 8) = v;
     }
   }
@@ -193,10 +193,16 @@ __device__ inline float fill_tile(const SideView& side, const void* table, const
     return 0.0f;
   }
   if (out.count == head_dim && stage.split_v_piece == 0) {
-    if (side.row_bits == 4) return fill_groups<4>(side, table, stage, groups, out, token, base, half_groups);
-    if (side.row_bits == 3) return fill_groups<3>(side, table, stage, groups, out, token, base, half_groups);
-    if (side.row_bits == 2) return fill_groups<2>(side, table, stage, groups, out, token, base, half_groups);
-    if (side.row_bits == 8) return fill_groups<8>(side, table, stage, groups, out, token, base, half_groups);
+    if (side.row_bits == 4) {
+      return side.norm_correction ? fill_groups<4, true>(table, stage, groups, out, token, base, half_groups)
+                                  : fill_groups<4, false>(table, stage, groups, out, token, base, half_groups);
+    }
+    if (side.row_bits == 3) {
+      return side.norm_correction ? fill_groups<3, true>(table, stage, groups, out, token, base, half_groups)
+                                  : fill_groups<3, false>(table, stage, groups, out, token, base, half_groups);
+    }
+    if (side.row_bits == 2 && !side.norm_correction) return fill_groups<2, false>(table, stage, groups, out, token, base, half_groups);
+    if (side.row_bits == 8 && !side.norm_correction) return fill_groups<8, false>(table, stage, groups, out, token, base, half_groups);
   }
   return fill_groups_any(side, table, stage, groups, out, token, base, half_groups);
 }

@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(128) merge_kernel(const __grid_constant__ Args
   }
 }
 
-/// The smallest number of splits whose blocks fill at least 90% of the waves they take (or the fullest); at least 512 tokens a split.
+/// The smallest number of splits whose blocks fill at least 90% of the waves they take (or the fullest), two waves where a split keeps 2048 tokens.
 int split_count(const BaselineParams& p, const DeviceInfo& device) {
   const std::int64_t slots = static_cast<std::int64_t>(device.sm_count) * (p.head_dim <= 128 ? 2 : 1);
   const std::int64_t base = static_cast<std::int64_t>(p.num_seqs) * p.num_kv_heads;
@@ -283,8 +283,8 @@ int split_count(const BaselineParams& p, const DeviceInfo& device) {
   for (int s = 1; s <= most; ++s) {
     const std::int64_t waves = (base * s + slots - 1) / slots;
     const double fill = static_cast<double>(base * s) / static_cast<double>(waves * slots);
-    if (fill > best_fill + 0.02) best = s, best_fill = fill;
-    if (fill >= 0.9) break;
+    if (fill > best_fill + 0.02 || (fill >= 0.9 && waves == 2 && p.max_seq_len / s >= 2048)) best = s, best_fill = fill;
+    if (fill >= 0.9 && (waves >= 2 || p.max_seq_len / (s + 1) < 2048)) break;
   }
   return best;
 }

@@ -1,5 +1,7 @@
 // dequant: planes back to rows, in rotated or original space. A block takes 16 rows of one head; a warp decodes a row at a time. Rotated
 // rows of plain scalar codecs take a kernel of their own with no shared rows: a thread reads the codes of 8 coordinates and writes them.
+#include <bit>
+
 #include "cuda/check.h"
 #include "cuda/dequant/dequant.cuh"
 
@@ -11,6 +13,7 @@ struct DequantArgs {
   EncodedIn in;
   std::int64_t n;
   int heads, row_bytes, nibbles_high, rotated, dtype;
+  int group_shift;   ///< log2 of dim / 8 where that is a power of two, else -1
   void* out;
   const std::int64_t* positions;
 };
@@ -80,8 +83,9 @@ __global__ void __launch_bounds__(256) stream_kernel(const __grid_constant__ Deq
   const int groups = a.codec.dim / 8;
   const std::int64_t total = a.n * a.heads * groups, step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   const unsigned mask = (1u << (2 * width)) - 1;
+#pragma unroll 2
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += step) {
-    const std::int64_t row = i / groups;
+    const std::int64_t row = a.group_shift >= 0 ? i >> a.group_shift : i / groups;
     const int g = static_cast<int>(i - row * groups);
     auto bits = static_cast<unsigned>(get_bytes(a.in.codes + row * a.row_bytes + g * width, width));
     const float scale = a.in.scale[row], zero = a.codec.has_zero ? a.in.zero[row] : 0.0f;
@@ -138,6 +142,8 @@ void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream
   a.nibbles_high = p.high_nibble_first;
   a.rotated = p.rotated;
   a.dtype = static_cast<int>(p.out_dtype);
+  const auto row_groups = static_cast<unsigned>(codec.head_dim() / 8);
+  a.group_shift = std::has_single_bit(row_groups) ? std::countr_zero(row_groups) : -1;
   a.out = p.out;
   a.positions = p.positions;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
