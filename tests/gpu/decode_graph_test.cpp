@@ -21,8 +21,8 @@ TEST(DecodeGraph, ReplaysWithChangingLengths) {
     decode(problem.codec(), problem.params(), stream);
     cuda_ok(cudaStreamEndCapture(stream, &graph));
     cuda_ok(cudaGraphInstantiate(&exec, graph, 0));
-    for (const std::vector<int>& lengths : {std::vector<int>{2000, 513, 16, 900}, std::vector<int>{1, 2, 3, 4}, std::vector<int>{1999, 0, 15, 17},
-                                            std::vector<int>{2000, 513, 16, 900}}) {
+    for (const std::vector<int>& lengths : {std::vector<int>{2000, 513, 16, 900}, std::vector<int>{1, 2, 3, 4},
+                                            std::vector<int>{1999, 0, 15, 17}, std::vector<int>{2000, 513, 16, 900}}) {
       problem.set_lengths(lengths);
       problem.run();
       const std::vector<std::uint8_t> direct = problem.out();

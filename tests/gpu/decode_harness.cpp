@@ -39,7 +39,8 @@ DecodeProblem::DecodeProblem(const DecodeCase& c, unsigned seed) : c_(c), spec_(
   for (std::size_t s = 0; s < lengths_.size(); ++s) {
     slots_.emplace_back();
     for (int p = 0; p < lengths_[s]; ++p) {
-      if (p % c.block_size == 0) table[s * static_cast<std::size_t>(table_stride) + static_cast<std::size_t>(p / c.block_size)] = order[next++];
+      if (p % c.block_size == 0)
+        table[s * static_cast<std::size_t>(table_stride) + static_cast<std::size_t>(p / c.block_size)] = order[next++];
       const std::int64_t page = table[s * static_cast<std::size_t>(table_stride) + static_cast<std::size_t>(p / c.block_size)];
       slots_.back().push_back(page * c.block_size + p % c.block_size);
       slot_mapping.push_back(slots_.back().back());
@@ -120,7 +121,8 @@ void DecodeProblem::fill_exact() {
   const auto dim = static_cast<std::size_t>(c_.dim), heads = static_cast<std::size_t>(c_.kv_heads);
   const auto sinks = static_cast<std::size_t>(c_.exact_sinks), window = static_cast<std::size_t>(c_.exact_window);
   // What no token fills is NaN: it must not be read.
-  std::vector<std::uint16_t> sk(lengths_.size() * heads * sinks * dim, 0x7fff), sv = sk, wk(lengths_.size() * heads * window * dim, 0x7fff), wv = wk;
+  std::vector<std::uint16_t> sk(lengths_.size() * heads * sinks * dim, 0x7fff), sv = sk, wk(lengths_.size() * heads * window * dim, 0x7fff),
+                                                                                wv = wk;
   const auto* k = reinterpret_cast<const std::uint16_t*>(k_.bytes.data());
   const auto* v = reinterpret_cast<const std::uint16_t*>(v_.bytes.data());
   for (std::size_t s = 0; s < lengths_.size(); ++s) {
@@ -130,13 +132,13 @@ void DecodeProblem::fill_exact() {
         const std::size_t from = ((static_cast<std::size_t>(first_token_[s]) + static_cast<std::size_t>(p)) * heads + h) * dim;
         if (p < c_.exact_sinks) {
           const std::size_t to = ((s * heads + h) * sinks + static_cast<std::size_t>(p)) * dim;
-          std::copy_n(k + from, dim, sk.begin() + static_cast<std::ptrdiff_t>(to));
-          std::copy_n(v + from, dim, sv.begin() + static_cast<std::ptrdiff_t>(to));
+          exact_row(Side::K, h, k + from, sk.data() + to);
+          exact_row(Side::V, h, v + from, sv.data() + to);
         }
         if (p >= length - c_.exact_window) {
           const std::size_t to = ((s * heads + h) * window + static_cast<std::size_t>(p) % window) * dim;
-          std::copy_n(k + from, dim, wk.begin() + static_cast<std::ptrdiff_t>(to));
-          std::copy_n(v + from, dim, wv.begin() + static_cast<std::ptrdiff_t>(to));
+          exact_row(Side::K, h, k + from, wk.data() + to);
+          exact_row(Side::V, h, v + from, wv.data() + to);
         }
       }
     }
@@ -145,7 +147,26 @@ void DecodeProblem::fill_exact() {
   sink_v_ = std::make_unique<Device<std::uint16_t>>(sv);
   window_k_ = std::make_unique<Device<std::uint16_t>>(wk);
   window_v_ = std::make_unique<Device<std::uint16_t>>(wv);
-  params_.exact = {c_.exact_sinks, c_.exact_window, sink_k_->get(), sink_v_->get(), window_k_->get(), window_v_->get()};
+  params_.exact = {c_.exact_sinks, c_.exact_window, sink_k_->get(), sink_v_->get(), window_k_->get(), window_v_->get(), c_.exact_rotated};
+}
+
+void DecodeProblem::exact_row(Side side, std::size_t head, const std::uint16_t* from, std::uint16_t* to) const {
+  const auto dim = static_cast<std::size_t>(c_.dim);
+  if (!c_.exact_rotated) {
+    std::copy_n(from, dim, to);
+    return;
+  }
+  const SideCalibration& calibration = side == Side::K ? calibration_.k : calibration_.v;
+  const float* forward =
+      calibration.forward.empty() ? codec_->host(side).rotation().matrix.data() : calibration.forward.data() + head * dim * dim;
+  for (std::size_t i = 0; i < dim; ++i) {
+    double sum = 0;
+    for (std::size_t j = 0; j < dim; ++j) {
+      const double centre = calibration.centre.empty() ? 0.0 : static_cast<double>(calibration.centre[head * dim + j]);
+      sum += static_cast<double>(forward[i * dim + j]) * (static_cast<double>(half_to_float(from[j])) - centre);
+    }
+    to[i] = float_to_half(static_cast<float>(sum));
+  }
 }
 
 void DecodeProblem::set_lengths(const std::vector<int>& lengths) {
@@ -167,10 +188,12 @@ std::vector<float> DecodeProblem::query_in_original_space() const {
   std::vector<float> q(q_.floats.size());
   for (std::size_t row = 0; row < q.size() / dim; ++row) {
     const std::size_t head = row % static_cast<std::size_t>(c_.q_heads) / group;
-    const float* forward = calibration_.k.forward.empty() ? codec_->host(Side::K).rotation().matrix.data() : calibration_.k.forward.data() + head * dim * dim;
+    const float* forward =
+        calibration_.k.forward.empty() ? codec_->host(Side::K).rotation().matrix.data() : calibration_.k.forward.data() + head * dim * dim;
     for (std::size_t j = 0; j < dim; ++j) {
       double sum = 0;
-      for (std::size_t i = 0; i < dim; ++i) sum += static_cast<double>(forward[i * dim + j]) * static_cast<double>(q_.floats[row * dim + i]);
+      for (std::size_t i = 0; i < dim; ++i)
+        sum += static_cast<double>(forward[i * dim + j]) * static_cast<double>(q_.floats[row * dim + i]);
       q[row * dim + j] = static_cast<float>(sum);
     }
   }
@@ -178,7 +201,8 @@ std::vector<float> DecodeProblem::query_in_original_space() const {
 }
 
 std::vector<float> DecodeProblem::values(std::size_t s, Side side, bool rotated) const {
-  const auto dim = static_cast<std::size_t>(c_.dim), heads = static_cast<std::size_t>(c_.kv_heads), n = static_cast<std::size_t>(lengths_[s]);
+  const auto dim = static_cast<std::size_t>(c_.dim), heads = static_cast<std::size_t>(c_.kv_heads),
+             n = static_cast<std::size_t>(lengths_[s]);
   std::vector<float> result(heads * n * dim);
   if (n == 0) return result;
   const std::vector<std::uint8_t> pages = cache_->host();
@@ -188,8 +212,8 @@ std::vector<float> DecodeProblem::values(std::size_t s, Side side, bool rotated)
     EncodedOut out() { return {codes.data(), scale.data(), zero.data(), nullptr, nullptr}; }
   } planes[2];
   for (const Side each : {Side::K, Side::V}) {
-    planes[static_cast<std::size_t>(each)] = {std::vector<std::uint8_t>(n * heads * codec_->host(each).code_bytes()), std::vector<float>(n * heads),
-                                              std::vector<float>(n * heads)};
+    planes[static_cast<std::size_t>(each)] = {std::vector<std::uint8_t>(n * heads * codec_->host(each).code_bytes()),
+                                              std::vector<float>(n * heads), std::vector<float>(n * heads)};
   }
   read_pages(layout_, pages.data(), num_blocks_, slots_[s].data(), static_cast<std::int64_t>(n), planes[0].out(), planes[1].out());
   const Codec& codec = codec_->host(side);
@@ -207,14 +231,16 @@ std::vector<float> DecodeProblem::values(std::size_t s, Side side, bool rotated)
     if (rotated) {
       codec.decode_rotated(in, static_cast<std::int64_t>(n), result.data() + h * n * dim);
     } else {
-      codec.decode(in, static_cast<std::int64_t>(n), result.data() + h * n * dim, head_transform(&calibration_, side, static_cast<int>(h), 0));
+      codec.decode(in, static_cast<std::int64_t>(n), result.data() + h * n * dim,
+                   head_transform(&calibration_, side, static_cast<int>(h), 0));
     }
   }
   return result;
 }
 
 DecodeErrors DecodeProblem::errors() const {
-  const auto dim = static_cast<std::size_t>(c_.dim), heads = static_cast<std::size_t>(c_.kv_heads), q_heads = static_cast<std::size_t>(c_.q_heads);
+  const auto dim = static_cast<std::size_t>(c_.dim), heads = static_cast<std::size_t>(c_.kv_heads),
+             q_heads = static_cast<std::size_t>(c_.q_heads);
   const std::vector<std::uint8_t> raw = out_->host();
   const std::vector<float> lse = lse_->host(), queries = query_in_original_space();
   std::vector<float> got(q_.floats.size());
@@ -230,8 +256,9 @@ DecodeErrors DecodeProblem::errors() const {
       for (std::size_t h = 0; h < heads; ++h) {
         for (std::size_t t = 0; t < n; ++t) {
           if (static_cast<int>(t) >= c_.exact_sinks && static_cast<int>(t) < lengths_[s] - c_.exact_window) continue;
-          std::copy_n(original.floats.begin() + static_cast<std::ptrdiff_t>(((static_cast<std::size_t>(first_token_[s]) + t) * heads + h) * dim), dim,
-                      side_values[static_cast<std::size_t>(side)].begin() + static_cast<std::ptrdiff_t>((h * n + t) * dim));
+          std::copy_n(
+              original.floats.begin() + static_cast<std::ptrdiff_t>(((static_cast<std::size_t>(first_token_[s]) + t) * heads + h) * dim),
+              dim, side_values[static_cast<std::size_t>(side)].begin() + static_cast<std::ptrdiff_t>((h * n + t) * dim));
         }
       }
     }
@@ -242,12 +269,13 @@ DecodeErrors DecodeProblem::errors() const {
     options.sink_logits = c_.sink_logits ? sinks_.data() : nullptr;
     const std::size_t rows = static_cast<std::size_t>(c_.q_len) * q_heads, first = s * rows;
     std::vector<double> want(rows * dim), want_lse(rows);
-    reference_attention(queries.data() + first * dim, side_values[0].data(), side_values[1].data(), c_.q_len, lengths_[s], c_.q_heads, c_.kv_heads, c_.dim,
-                        options, want.data(), want_lse.data());
+    reference_attention(queries.data() + first * dim, side_values[0].data(), side_values[1].data(), c_.q_len, lengths_[s], c_.q_heads,
+                        c_.kv_heads, c_.dim, options, want.data(), want_lse.data());
     for (std::size_t r = 0; r < rows; ++r) {
       if (c_.out_rotated && std::isfinite(want_lse[r])) {  // y = forward (x - centre)
         const std::size_t head = r % q_heads / (q_heads / heads);
-        const float* forward = calibration_.v.forward.empty() ? codec_->host(Side::V).rotation().matrix.data() : calibration_.v.forward.data() + head * dim * dim;
+        const float* forward = calibration_.v.forward.empty() ? codec_->host(Side::V).rotation().matrix.data()
+                                                              : calibration_.v.forward.data() + head * dim * dim;
         std::vector<double> y(dim);
         for (std::size_t i = 0; i < dim; ++i) {
           for (std::size_t j = 0; j < dim; ++j) {

@@ -21,6 +21,7 @@ struct DecodeCase {
   float soft_cap = 0;
   bool alibi = false, sink_logits = false;
   int exact_sinks = 0, exact_window = 0;
+  bool exact_rotated = false;  ///< the exact tokens as the fused kernel wants them: forward (x - centre)
   CalibrationOptions calibration = {};
   bool q_rotated = false, out_rotated = false;
   RotationKind* rotation = nullptr;  ///< replaces the spec's rotation on both sides
@@ -28,17 +29,17 @@ struct DecodeCase {
 };
 
 struct DecodeErrors {
-  double out = 0;      ///< |out - reference| / |reference| over the whole result
-  double worst_row = 0;///< the same of the worst query row, over the typical length of a row
-  double lse = 0;      ///< largest absolute difference
+  double out = 0;        ///< |out - reference| / |reference| over the whole result
+  double worst_row = 0;  ///< the same of the worst query row, over the typical length of a row
+  double lse = 0;        ///< largest absolute difference
   bool finite = true;
 };
 
 class DecodeProblem {
  public:
   DecodeProblem(const DecodeCase& c, unsigned seed);
-  void run(Stream stream = nullptr);          ///< poisons out, calls decode()
-  DecodeErrors errors() const;                ///< of the last run
+  void run(Stream stream = nullptr);  ///< poisons out, calls decode()
+  DecodeErrors errors() const;        ///< of the last run
   /// What the pages hold of a sequence, decoded on the CPU: [kv_heads][length][D].
   std::vector<float> values(std::size_t sequence, Side side, bool rotated) const;
   std::vector<std::uint8_t> out() const { return out_->host(); }
@@ -55,8 +56,8 @@ class DecodeProblem {
   PageLayout layout_;
   DecodeParams params_;
   std::vector<int> lengths_;
-  std::vector<std::vector<std::int64_t>> slots_;   ///< per sequence and position
-  Values k_, v_, q_;                               ///< [tokens][kv heads][D], [rows][q heads][D]
+  std::vector<std::vector<std::int64_t>> slots_;  ///< per sequence and position
+  Values k_, v_, q_;                              ///< [tokens][kv heads][D], [rows][q heads][D]
   std::vector<std::int64_t> first_token_;
   std::vector<float> slopes_, sinks_;
   std::unique_ptr<Device<std::uint8_t>> cache_, out_, device_q_, workspace_;
@@ -66,6 +67,7 @@ class DecodeProblem {
   std::int64_t num_blocks_ = 0;
   std::vector<float> query_in_original_space() const;
   void fill_exact();
+  void exact_row(Side side, std::size_t head, const std::uint16_t* from, std::uint16_t* to) const;
 };
 
 }  // namespace tq4::gpu

@@ -8,8 +8,8 @@ namespace {
 constexpr LayoutKind kNative = LayoutKind::Native, kTqv = LayoutKind::TurboquantVllm, kVllm = LayoutKind::Vllm;
 
 std::string describe(const DecodeCase& c) {
-  std::string s = c.spec + " " + std::string(layout_name(c.kind)) + " d" + std::to_string(c.dim) + " heads " + std::to_string(c.q_heads) + "/" +
-                  std::to_string(c.kv_heads) + " block " + std::to_string(c.block_size) + " q_len " + std::to_string(c.q_len) + " " +
+  std::string s = c.spec + " " + std::string(layout_name(c.kind)) + " d" + std::to_string(c.dim) + " heads " + std::to_string(c.q_heads) +
+                  "/" + std::to_string(c.kv_heads) + " block " + std::to_string(c.block_size) + " q_len " + std::to_string(c.q_len) + " " +
                   std::string(dtype_name(c.dtype));
   if (c.padded) s += " padded";
   if (c.swapped) s += " swapped";
@@ -40,8 +40,9 @@ void expect_right(const DecodeCase& c, unsigned seed = 1) {
 
 TEST(Decode, EveryCodecPairInNativePages) {
   TQ4_REQUIRE_DEVICE();
-  for (const char* spec : {"tq1", "tq2", "tq3", "tq4", "tq5", "tq6", "tq7", "tq8", "k4v3", "k3v4", "k4v2", "k8v4", "k4v8", "fp8", "fp16", "k16v4", "k4v16",
-                           "tq4-2d", "k3v4-2d", "tq4-norm", "vllm:k8v4", "vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc"}) {
+  for (const char* spec : {"tq1",   "tq2",    "tq3",     "tq4",      "tq5",       "tq6",          "tq7",          "tq8",
+                           "k4v3",  "k3v4",   "k4v2",    "k8v4",     "k4v8",      "fp8",          "fp16",         "k16v4",
+                           "k4v16", "tq4-2d", "k3v4-2d", "tq4-norm", "vllm:k8v4", "vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc"}) {
     DecodeCase c;
     c.spec = spec;
     expect_right(c);
@@ -201,10 +202,55 @@ TEST(Decode, ExactPart) {
   }
 }
 
+TEST(Decode, FusedPathServesWhatItSays) {
+  TQ4_REQUIRE_DEVICE();
+  if (device_info(0).compute_major != 9) GTEST_SKIP() << "the fused path is for sm_90";
+  for (const char* spec : {"tq4", "k4v3", "tq3", "tq4-2d", "tq3-2d"}) {
+    for (const int dim : {64, 128, 256}) {
+      DecodeCase c;
+      c.spec = spec;
+      c.dim = dim;
+      c.lengths = {0, 1, 17, 1000, 333};
+      DecodeProblem problem(c, 5);
+      const bool built = std::string(spec) != "k4v3" || dim == 128;
+      EXPECT_EQ(problem.path(), built ? "fused-sm90" : "general") << spec << " " << dim;
+      expect_right(c);
+    }
+  }
+  DecodeCase many;  // more pairs than one round of a block holds
+  many.kv_heads = 8, many.q_heads = 16;
+  many.lengths.assign(150, 40);
+  for (std::size_t i = 0; i < many.lengths.size(); i += 3) many.lengths[i] = static_cast<int>(i);
+  expect_right(many);
+}
+
+TEST(Decode, FusedExactPart) {
+  TQ4_REQUIRE_DEVICE();
+  if (device_info(0).compute_major != 9) GTEST_SKIP() << "the fused path is for sm_90";
+  for (const auto& [sinks, window] : {std::pair{4, 64}, std::pair{0, 32}, std::pair{4, 0}, std::pair{20, 500}}) {
+    for (const CalibrationOptions o : {CalibrationOptions{false, false, false}, CalibrationOptions{true, true, false}}) {
+      for (const int q_len : {1, 2}) {
+        DecodeCase c;
+        c.exact_sinks = sinks;
+        c.exact_window = window;
+        c.exact_rotated = true;
+        c.q_len = q_len;
+        c.calibration = o;
+        c.lengths = {0, 3, 30, 70, 333};
+        EXPECT_EQ(DecodeProblem(c, 5).path(), "fused-sm90");
+        expect_right(c);
+        c.window = 40;
+        expect_right(c);
+      }
+    }
+  }
+}
+
 TEST(Decode, CalibrationGivesTrueLogits) {
   TQ4_REQUIRE_DEVICE();
-  for (const CalibrationOptions o : {CalibrationOptions{true, false, false}, CalibrationOptions{false, true, false}, CalibrationOptions{false, false, true},
-                                     CalibrationOptions{true, true, false}, CalibrationOptions{true, true, true}}) {
+  for (const CalibrationOptions o :
+       {CalibrationOptions{true, false, false}, CalibrationOptions{false, true, false}, CalibrationOptions{false, false, true},
+        CalibrationOptions{true, true, false}, CalibrationOptions{true, true, true}}) {
     DecodeCase c;
     c.calibration = o;
     c.key_mean = 0.3f;

@@ -1,0 +1,89 @@
+// Sizes of an instantiation of the fused kernel and its map of shared memory, and the small helpers that read and write it.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "cuda/decode_attention/fused_pipeline.cuh"
+#include "cuda/decode_attention/fused_tile.cuh"
+
+namespace tq4::gpu::fused {
+
+/// Sizes and the map of shared memory. Addresses are absolute (dynamic shared memory starts at kBase; the tables need 64 KiB alignment).
+template <class Shape_, class Key_, class Value_, bool Exact_ = false>
+struct Config {
+  static constexpr bool Exact = Exact_;  // with exact fp16 tokens (sinks, recent)
+  using S = Shape_;
+  using Key = Key_;
+  using Value = Value_;
+  static constexpr int D = S::D;
+  static constexpr int CodeBytes = Key::kBytes + Value::kBytes;
+  static constexpr int ScaleBytes = 64 + (Value::kZero ? 32 : 0);
+  static constexpr int SlotBytes = CodeBytes + ScaleBytes;
+  static constexpr int RoundRows = D <= 128 ? 32 : 16;  // query rows of all pairs of a round
+  static constexpr int Pairs = RoundRows / S::Rows;     // pairs of a round
+  static constexpr int States = kWarps + Pairs;         // a warp's last state, and one for the warp in which a pair ends
+  static constexpr std::uint32_t kBase = 1024;
+  static constexpr std::uint32_t kEnd = 228 * 1024;
+  static constexpr int RowStride =
+      D * 4 + (S::Rows * D <= 1024 ? 16 : 0);  // bytes of a row of a state, padded against bank conflicts where there is room
+  static constexpr int StateBytes = S::Rows * RowStride + S::Rows * 8;  // accumulators, then (max, sum) a row
+  static constexpr int HalfStride = (D + 8) * 2;                        // bytes of a row of rotated queries or finished outputs (fp16)
+  static constexpr int HighBytes = Pairs * StateBytes + RoundRows * HalfStride;
+  static constexpr int SmallBytes = 1024 + 512 + kWarps * 64;  // mbarriers, what the warps tell each other, where their walks rest
+  // Rings: those of the first WarpsLow warps lie below the tables, the others above.
+  static constexpr int Low = kTableAddress - kBase - SmallBytes;
+  static constexpr int High = kEnd - 2 * kTableAddress - HighBytes;
+  static constexpr int stages() {
+    for (int n = 8; n > 1; --n)
+      if (Low / (n * SlotBytes) + High / (n * SlotBytes) >= kWarps) return n;
+    return 1;
+  }
+  static constexpr int Stages = stages();
+  static constexpr int RingBytes = Stages * SlotBytes;
+  static constexpr int WarpsLow = Low / RingBytes;
+  static_assert(Stages >= 2 && RingBytes >= StateBytes, "no room for a ring, or for a state in it");
+  static constexpr std::uint32_t kBarriers = kTableAddress - SmallBytes;  // kWarps * Stages mbarriers
+  static constexpr std::uint32_t kStateSlot = kBarriers + 1024;  // States words: slot of the state's pair in the round, -1 = no state
+  static constexpr std::uint32_t kPairTable =
+      kStateSlot + 4 * 24;  // Pairs x (sequence, head, output wanted, seq_len, begin, units), 32 bytes each
+  static constexpr std::uint32_t kWalks = kBarriers + 1024 + 512;  // two a warp
+  static constexpr std::uint32_t kPairStates = kEnd - HighBytes;
+  static constexpr std::uint32_t kRotated = kPairStates + Pairs * StateBytes;
+  static constexpr int PartialFloats = S::Rows * D + 2 * S::Rows;
+  __device__ static std::uint32_t ring(int warp) {
+    return warp < WarpsLow ? kBase + warp * RingBytes : 2 * kTableAddress + (warp - WarpsLow) * RingBytes;
+  }
+  /// State i: a warp's own lies in its ring (empty by then), those of ended pairs beside it.
+  __device__ static std::uint32_t state(int i) { return i < kWarps ? ring(i) : kPairStates + (i - kWarps) * StateBytes; }
+};
+
+__device__ __forceinline__ void sts32(std::uint32_t a, std::uint32_t v) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(a), "r"(v) : "memory");
+}
+__device__ __forceinline__ void sts16(std::uint32_t a, std::uint32_t v) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(a), "h"((std::uint16_t)v) : "memory");
+}
+__device__ __forceinline__ void sts128(std::uint32_t a, float x, float y, float z, float w) {
+  asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(a), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
+}
+__device__ __forceinline__ float lds_f32(std::uint32_t a) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(a) : "memory");
+  return v;
+}
+__device__ __forceinline__ std::uint32_t bf16x2_to_half2(std::uint32_t x) {
+  const float lo = __uint_as_float(x << 16), hi = __uint_as_float(x & 0xffff0000u);
+  return pack_half2(fminf(fmaxf(lo, -65504.f), 65504.f), fminf(fmaxf(hi, -65504.f), 65504.f));
+}
+__device__ __forceinline__ float half_bits_to_float(std::uint32_t bits) { return __half2float(__ushort_as_half((std::uint16_t)bits)); }
+
+/// N consecutive floats from shared memory, as wide as N allows.
+template <int N>
+__device__ __forceinline__ void load_floats(std::uint32_t at, float (&v)[N]) {
+  std::uint32_t w[N];
+  load_bytes<N * 4>(at, w);
+#pragma unroll
+  for (int i = 0; i < N; ++i) v[i] = __uint_as_float(w[i]);
+}
+
+}  // namespace tq4::gpu::fused
