@@ -50,7 +50,8 @@ std::vector<Target> plan_outputs(const Options& options, const std::vector<Named
   return targets;
 }
 
-std::string layer_codec(const StoredLayer& layer, const std::string& name) { return layer.passthrough ? "fp16" : name; }
+/// The whole name stands above the table; a long one would only widen it.
+std::string layer_codec(const StoredLayer& layer, const std::string& name) { return layer.passthrough ? "fp16" : name.size() <= 12 ? name : "as above"; }
 
 double ratio(std::uint64_t original, std::uint64_t compressed) {
   return compressed == 0 ? 1.0 : static_cast<double>(original) / static_cast<double>(compressed);
@@ -89,7 +90,7 @@ std::string report_table(const CompressResult& result, const std::string& codec_
                               {"num_kv_heads", shape.num_kv_heads},
                               {"tokens", shape.tokens},
                               {"head_dim", shape.head_dim},
-                              {"codec", layer_codec(layer.stored, codec_name)},
+                              {"codec", layer.stored.passthrough ? "fp16" : codec_name},
                               {"reason", layer.stored.reason},
                               {"exact_first", layer.stored.exact_first},
                               {"exact_last", layer.stored.exact_last},
