@@ -258,8 +258,11 @@ void run(const Options& options) {
     r.calibration = calibrations.empty() ? nullptr : calibrations.front().get();
     r.layers = options.selection.layers;
     r.threads = eval.threads;
+    r.memory_bytes = eval.memory_bytes;
     r.progress = reporter(progress);
     recommendation = std::make_unique<Recommendation>(recommend(*dump, r));
+    if (r.calibration != nullptr && recommendation->tq4.codec != "fp16")
+      recommendation->tq4.flags += " --calibration " + options.calibrations.front();
   }
 
   nlohmann::json result = result_envelope("eval");

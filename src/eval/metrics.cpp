@@ -54,7 +54,8 @@ struct Prepared {
   const AttentionProblem& problem;
   std::vector<float> q;  ///< [q_heads, q_tokens, dim], times sm_scale
   PackedMatrix k, v;
-  std::vector<PackedMatrix> approx_k, approx_v;  ///< one a reconstruction; empty where the side is exact
+  std::vector<PackedMatrix> packed;                     ///< every distinct reconstructed side once
+  std::vector<const PackedMatrix*> approx_k, approx_v;  ///< one a reconstruction, into `packed`; null where the side is exact
 
   std::int64_t position(std::int64_t i) const { return problem.q_positions != nullptr ? problem.q_positions[i] : problem.q_start + i; }
   /// The position that windows of exact tokens count from.
@@ -157,7 +158,7 @@ class TileRunner {
   void compare(const Tile& tile, Scratch& s, std::size_t index, AttentionError& error, std::vector<float>& kl) const {
     const Reconstruction& reconstruction = reconstructions_[index];
     const bool keys = reconstruction.k != nullptr;
-    if (keys) tile_logits(prepared_, tile, prepared_.approx_k[index], s.stride, s.other.data());
+    if (keys) tile_logits(prepared_, tile, *prepared_.approx_k[index], s.stride, s.other.data());
     std::vector<double> sums(static_cast<std::size_t>(tile.rows));
     for (int r = 0; r < tile.rows; ++r) {
       const std::int64_t query = tile.first_query + r;
@@ -194,7 +195,7 @@ class TileRunner {
     const float* weights = keys ? s.other.data() : s.weights.data();
     const bool values = reconstruction.v != nullptr;
     if (keys || values) {
-      tile_output(tile, values ? prepared_.approx_v[index] : prepared_.v, s.stride, weights, s.block, s.other_out.data());
+      tile_output(tile, values ? *prepared_.approx_v[index] : prepared_.v, s.stride, weights, s.block, s.other_out.data());
     } else {
       s.other_out = s.out;
     }
@@ -269,6 +270,39 @@ std::vector<Tile> make_tiles(const Prepared& prepared) {
   return tiles;
 }
 
+/// Packs the exact sides and every distinct reconstructed one (several reconstructions may share a side).
+void pack_sides(Prepared& prepared, const std::vector<Reconstruction>& reconstructions, int threads) {
+  const AttentionProblem& problem = prepared.problem;
+  std::vector<std::pair<const float*, bool>> sides;  // and whether it holds keys
+  const auto index_of = [&sides](const float* x, bool keys) {
+    const auto found = std::find(sides.begin(), sides.end(), std::pair{x, keys});
+    const auto at = found - sides.begin();
+    if (found == sides.end()) sides.emplace_back(x, keys);
+    return static_cast<std::size_t>(at);
+  };
+  std::vector<std::size_t> k_at, v_at;
+  for (const Reconstruction& r : reconstructions) {
+    k_at.push_back(r.k != nullptr ? index_of(r.k, true) : 0);
+    v_at.push_back(r.v != nullptr ? index_of(r.v, false) : 0);
+  }
+  prepared.packed.resize(sides.size());
+  eval::parallel_for(static_cast<std::int64_t>(sides.size()) + 2, threads, [&](std::int64_t task, int) {
+    if (task == 0) {
+      prepared.k = eval::pack_transposed(problem.k, problem.tokens, problem.dim);
+    } else if (task == 1) {
+      prepared.v = eval::pack(problem.v, problem.tokens, problem.dim);
+    } else {
+      const auto& [x, keys] = sides[static_cast<std::size_t>(task - 2)];
+      prepared.packed[static_cast<std::size_t>(task - 2)] =
+          keys ? eval::pack_transposed(x, problem.tokens, problem.dim) : eval::pack(x, problem.tokens, problem.dim);
+    }
+  });
+  for (std::size_t i = 0; i < reconstructions.size(); ++i) {
+    prepared.approx_k.push_back(reconstructions[i].k != nullptr ? &prepared.packed[k_at[i]] : nullptr);
+    prepared.approx_v.push_back(reconstructions[i].v != nullptr ? &prepared.packed[v_at[i]] : nullptr);
+  }
+}
+
 }  // namespace
 
 void VectorError::add(const VectorError& other) {
@@ -333,24 +367,11 @@ std::vector<AttentionError> attention_errors(const AttentionProblem& problem, co
   std::vector<AttentionError> total(reconstructions.size());
   if (problem.q_tokens == 0 || reconstructions.empty()) return total;
 
-  Prepared prepared{problem, {}, {}, {}, {}, {}};
+  Prepared prepared{problem, {}, {}, {}, {}, {}, {}};
   const double scale = problem.sm_scale > 0 ? problem.sm_scale : 1.0 / std::sqrt(static_cast<double>(problem.dim));
   prepared.q.assign(problem.q, problem.q + problem.q_heads * problem.q_tokens * problem.dim);
   for (float& x : prepared.q) x = static_cast<float>(x * scale);
-  prepared.approx_k.resize(reconstructions.size());
-  prepared.approx_v.resize(reconstructions.size());
-  const std::int64_t packs = static_cast<std::int64_t>(reconstructions.size() + 1) * 2;
-  eval::parallel_for(packs, threads, [&](std::int64_t i, int) {
-    const std::size_t at = static_cast<std::size_t>(i / 2);
-    const bool exact = at == reconstructions.size();
-    if (i % 2 == 0) {
-      const float* k = exact ? problem.k : reconstructions[at].k;
-      if (k != nullptr) (exact ? prepared.k : prepared.approx_k[at]) = eval::pack_transposed(k, problem.tokens, problem.dim);
-    } else {
-      const float* v = exact ? problem.v : reconstructions[at].v;
-      if (v != nullptr) (exact ? prepared.v : prepared.approx_v[at]) = eval::pack(v, problem.tokens, problem.dim);
-    }
-  });
+  pack_sides(prepared, reconstructions, threads);
 
   const std::vector<Tile> tiles = make_tiles(prepared);
   const TileRunner runner(prepared, reconstructions);

@@ -114,42 +114,62 @@ class Search {
   void measure_layer(std::size_t index, double from, double width, Recommendation& r) {
     const LayerInfo& layer = dump_.info().layers[index];
     std::vector<double> bits(candidates_.size()), error(candidates_.size());
+    // A reconstruction and its packed copy, K and V.
+    const std::size_t each = 4 * sizeof(float) * static_cast<std::size_t>(layer.tokens) * static_cast<std::size_t>(layer.head_dim);
+    const std::size_t batch = std::clamp<std::size_t>(options_.memory_bytes / std::max<std::size_t>(each, 1), 1, candidates_.size());
+    const double step = width / layer.num_kv_heads;
     for (int head = 0; head < layer.num_kv_heads; ++head) {
       const eval::HeadData data = eval::load_head(dump_, index, head, options_.queries);
-      std::vector<std::vector<float>> k(k_sides_.size()), v(v_sides_.size());
-      std::vector<double> k_bits(k.size()), v_bits(v.size());
-      eval::parallel_for(static_cast<std::int64_t>(k.size() + v.size()), options_.threads, [&](std::int64_t task, int) {
-        const auto t = static_cast<std::size_t>(task);
-        const bool keys = t < k.size();
-        const std::size_t at = keys ? t : t - k.size();
-        HeadVectors x;
-        x.side = keys ? Side::K : Side::V;
-        x.layer = layer.layer, x.head = head, x.tokens = layer.tokens, x.dim = layer.head_dim;
-        x.x = keys ? data.k.data() : data.v.data();
-        const Compressor& codec = *(keys ? k_sides_ : v_sides_)[at];
-        std::vector<float>& out = keys ? k[at] : v[at];
-        out.resize(static_cast<std::size_t>(x.tokens * x.dim));
-        codec.reconstruct(x, out.data());
-        (keys ? k_bits : v_bits)[at] = codec.footprint(x).total() / static_cast<double>(x.tokens * x.dim);
-      });
-      const ExactTokens exact{options_.base.sinks, options_.base.window, 0};
-      std::vector<Reconstruction> all;
-      for (std::size_t i = 0; i < candidates_.size(); ++i) {
-        const Candidate& c = candidates_[i];
-        const auto at_k = static_cast<std::size_t>(c.k), at_v = static_cast<std::size_t>(c.v);
-        all.push_back({k[at_k].data(), v[at_v].data(), c.vllm ? ExactTokens{} : exact, c.vllm ? ExactTokens{} : exact});
-        bits[i] += (k_bits[at_k] + v_bits[at_v]) / 2 / layer.num_kv_heads;
+      for (std::size_t begin = 0; begin < candidates_.size(); begin += batch) {
+        const std::size_t count = std::min(batch, candidates_.size() - begin);
+        const double at = from + step * (head + static_cast<double>(begin) / static_cast<double>(candidates_.size()));
+        measure_batch(layer, head, data, begin, count, at, step * static_cast<double>(count) / static_cast<double>(candidates_.size()),
+                      bits, error);
       }
-      const double begin = from + width * head / layer.num_kv_heads;
-      const auto errors = attention_errors(eval::attention_problem(dump_.info(), layer, data), all, options_.threads, [&](double share) {
-        return !options_.progress || options_.progress(begin + width * share / layer.num_kv_heads);
-      });
-      for (std::size_t i = 0; i < errors.size(); ++i) error[i] += errors[i].output.relative_mse() / layer.num_kv_heads;
     }
     for (std::size_t i = 0; i < candidates_.size(); ++i) {
-      r.candidates[i].bits.push_back(bits[i]);
-      r.candidates[i].output_mse.push_back(error[i]);
+      r.candidates[i].bits.push_back(bits[i] / layer.num_kv_heads);
+      r.candidates[i].output_mse.push_back(error[i] / layer.num_kv_heads);
     }
+  }
+
+  /// Adds bits and errors of candidates [begin, begin + count) on one head. A side that several of them use is reconstructed once.
+  void measure_batch(const LayerInfo& layer, int head, const eval::HeadData& data, std::size_t begin, std::size_t count, double from,
+                     double width, std::vector<double>& bits, std::vector<double>& error) const {
+    std::vector<std::vector<float>> k(k_sides_.size()), v(v_sides_.size());
+    std::vector<double> k_bits(k.size()), v_bits(v.size());
+    std::vector<bool> k_used(k.size()), v_used(v.size());
+    for (std::size_t i = begin; i < begin + count; ++i) {
+      k_used[static_cast<std::size_t>(candidates_[i].k)] = true;
+      v_used[static_cast<std::size_t>(candidates_[i].v)] = true;
+    }
+    eval::parallel_for(static_cast<std::int64_t>(k.size() + v.size()), options_.threads, [&](std::int64_t task, int) {
+      const auto t = static_cast<std::size_t>(task);
+      const bool keys = t < k.size();
+      const std::size_t at = keys ? t : t - k.size();
+      if (!(keys ? k_used : v_used)[at]) return;
+      HeadVectors x;
+      x.side = keys ? Side::K : Side::V;
+      x.layer = layer.layer, x.head = head, x.tokens = layer.tokens, x.dim = layer.head_dim;
+      x.x = keys ? data.k.data() : data.v.data();
+      const Compressor& codec = *(keys ? k_sides_ : v_sides_)[at];
+      std::vector<float>& out = keys ? k[at] : v[at];
+      out.resize(static_cast<std::size_t>(x.tokens * x.dim));
+      codec.reconstruct(x, out.data());
+      (keys ? k_bits : v_bits)[at] = codec.footprint(x).total() / static_cast<double>(x.tokens * x.dim);
+    });
+    const ExactTokens own{options_.base.sinks, options_.base.window, 0};
+    std::vector<Reconstruction> all;
+    for (std::size_t i = begin; i < begin + count; ++i) {
+      const Candidate& c = candidates_[i];
+      const auto at_k = static_cast<std::size_t>(c.k), at_v = static_cast<std::size_t>(c.v);
+      const ExactTokens exact = c.vllm ? ExactTokens{} : own;
+      all.push_back({k[at_k].data(), v[at_v].data(), exact, exact});
+      bits[i] += (k_bits[at_k] + v_bits[at_v]) / 2;
+    }
+    const auto errors = attention_errors(eval::attention_problem(dump_.info(), layer, data), all, options_.threads,
+                                         [&](double share) { return !options_.progress || options_.progress(from + width * share); });
+    for (std::size_t i = 0; i < count; ++i) error[begin + i] += errors[i].output.relative_mse();
   }
 
   void choose_layers(const std::vector<std::size_t>& layers, Recommendation& r) const {

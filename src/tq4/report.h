@@ -116,6 +116,7 @@ struct RecommendOptions {
   const Calibration* calibration = nullptr;  ///< its transforms and centres apply to every candidate
   std::int64_t queries = 256;                ///< a query head, evenly spaced
   int threads = 0;
+  std::size_t memory_bytes = std::size_t{1} << 30;  ///< candidates are measured in batches that fit
   std::optional<std::vector<int>> layers;
   std::function<bool(double)> progress;
 };

@@ -196,6 +196,12 @@ TEST(Recommend, HoldsTheErrorAtTheLeastBits) {
     EXPECT_EQ(r.tq4.flags.rfind("--codec ", 0), 0u) << r.tq4.flags;
     EXPECT_EQ(r.vllm.flags.rfind("--kv-cache-dtype ", 0), 0u) << r.vllm.flags;
   }
+  tq4::RecommendOptions small, whole;
+  small.memory_bytes = 1;
+  const tq4::Recommendation one_by_one = tq4::recommend(dump, small), at_once = tq4::recommend(dump, whole);
+  for (std::size_t i = 0; i < at_once.candidates.size(); ++i) {
+    EXPECT_EQ(one_by_one.candidates[i].output_mse, at_once.candidates[i].output_mse) << "batches must not change results";
+  }
   tq4::RecommendOptions impossible;
   impossible.max_error = 1e-9;
   const tq4::Recommendation none = tq4::recommend(dump, impossible);
