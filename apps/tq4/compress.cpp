@@ -51,7 +51,9 @@ std::vector<Target> plan_outputs(const Options& options, const std::vector<Named
 }
 
 /// The whole name stands above the table; a long one would only widen it.
-std::string layer_codec(const StoredLayer& layer, const std::string& name) { return layer.passthrough ? "fp16" : name.size() <= 12 ? name : "as above"; }
+std::string layer_codec(const StoredLayer& layer, const std::string& name) {
+  return layer.passthrough ? "fp16" : name.size() <= 12 ? name : "as above";
+}
 
 double ratio(std::uint64_t original, std::uint64_t compressed) {
   return compressed == 0 ? 1.0 : static_cast<double>(original) / static_cast<double>(compressed);
@@ -164,7 +166,9 @@ void check_calibrated_spec(const Calibration& calibration, CodecSpec wanted) {
   wanted.sinks = calibration.spec.sinks;
   wanted.window = calibration.spec.window;
   if (!(wanted == calibration.spec))
-    throw Error(ErrorCode::Usage, fmt::format("was made for {}, not for {}; leave the codec options out, or calibrate for that codec", spec_name(calibration.spec), spec_name(wanted)),
+    throw Error(ErrorCode::Usage,
+                fmt::format("was made for {}, not for {}; leave the codec options out, or calibrate for that codec",
+                            spec_name(calibration.spec), spec_name(wanted)),
                 "--calibration");
 }
 

@@ -37,7 +37,8 @@ std::vector<std::int32_t> parse_table(std::string_view text) {
 
 PageLayout target_layout(const Options& options, const CodecSpec& spec, const LayerInfo& shape) {
   if (options.padded) {
-    if (*options.layout != LayoutKind::TurboquantVllm) throw Error(ErrorCode::Usage, "is a variant of the layout turboquant-vllm", "--padded");
+    if (*options.layout != LayoutKind::TurboquantVllm)
+      throw Error(ErrorCode::Usage, "is a variant of the layout turboquant-vllm", "--padded");
     return padded_turboquant_vllm_layout(spec, shape.num_kv_heads, shape.head_dim, options.block_size);
   }
   PageLayout layout = make_layout(*options.layout, spec, shape.num_kv_heads, shape.head_dim, options.block_size);
@@ -57,19 +58,24 @@ PagedLayer place(const Options& options, const CodecSpec& spec, const LayerInfo&
   if (options.block_table) {
     layer.block_table = *options.block_table;
     if (static_cast<std::int64_t>(layer.block_table.size()) != layer.blocks_per_seq)
-      throw Error(ErrorCode::Usage, fmt::format("names {} pages; layer {} needs {}", layer.block_table.size(), shape.layer, layer.blocks_per_seq), "--block-table");
+      throw Error(ErrorCode::Usage,
+                  fmt::format("names {} pages; layer {} needs {}", layer.block_table.size(), shape.layer, layer.blocks_per_seq),
+                  "--block-table");
   } else {
     for (std::int64_t i = 0; i < layer.blocks_per_seq; ++i) layer.block_table.push_back(static_cast<std::int32_t>(i));
   }
   std::vector<std::int32_t> sorted = layer.block_table;
   std::sort(sorted.begin(), sorted.end());
-  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) throw Error(ErrorCode::Usage, "names a page twice", "--block-table");
+  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end())
+    throw Error(ErrorCode::Usage, "names a page twice", "--block-table");
   layer.num_blocks = sorted.empty() ? 0 : std::int64_t{sorted.back()} + 1;
   if (options.num_blocks) {
-    if (*options.num_blocks < layer.num_blocks) throw Error(ErrorCode::Usage, fmt::format("layer {} uses page {}", shape.layer, layer.num_blocks - 1), "--num-blocks");
+    if (*options.num_blocks < layer.num_blocks)
+      throw Error(ErrorCode::Usage, fmt::format("layer {} uses page {}", shape.layer, layer.num_blocks - 1), "--num-blocks");
     layer.num_blocks = *options.num_blocks;
   }
-  if (shape.tokens > std::numeric_limits<std::int32_t>::max()) throw Error(ErrorCode::Unsupported, "seq_lens are 32-bit", fmt::format("layer {}", shape.layer));
+  if (shape.tokens > std::numeric_limits<std::int32_t>::max())
+    throw Error(ErrorCode::Unsupported, "seq_lens are 32-bit", fmt::format("layer {}", shape.layer));
   layer.seq_lens = {static_cast<std::int32_t>(shape.tokens)};
   return layer;
 }
@@ -88,8 +94,8 @@ Row to_pages(const Options& options, const LayerPlanes& planes, const CodecSpec&
   write_pages(layer.layout, planes.k.in(), planes.v.in(), slots.data(), planes.shape.tokens, cache.data(), layer.num_blocks);
   writer.write(layer, cache.data());
   const double values = 2.0 * planes.shape.num_kv_heads * static_cast<double>(planes.shape.tokens) * planes.shape.head_dim;
-  return {planes.shape.layer, fmt::format("{} x {} x {}", planes.shape.num_kv_heads, planes.shape.tokens, planes.shape.head_dim), cache.size(),
-          values == 0 ? 0 : 8.0 * static_cast<double>(cache.size()) / values};
+  return {planes.shape.layer, fmt::format("{} x {} x {}", planes.shape.num_kv_heads, planes.shape.tokens, planes.shape.head_dim),
+          cache.size(), values == 0 ? 0 : 8.0 * static_cast<double>(cache.size()) / values};
 }
 
 void run(const Options& options) {
@@ -101,26 +107,32 @@ void run(const Options& options) {
 
   std::optional<PageHint> hint;
   if (options.from_layout) {
-    if (options.codec.empty() || options.head_dim == 0) throw Error(ErrorCode::Usage, "needs --codec and --head-dim too (and --kv-heads for turboquant-vllm)", "--from-layout");
-    hint = PageHint{*options.from_layout, spec_from_name(options.codec), options.num_kv_heads, options.head_dim, options.heads_outer && !options.layout};
+    if (options.codec.empty() || options.head_dim == 0)
+      throw Error(ErrorCode::Usage, "needs --codec and --head-dim too (and --kv-heads for turboquant-vllm)", "--from-layout");
+    hint = PageHint{*options.from_layout, spec_from_name(options.codec), options.num_kv_heads, options.head_dim,
+                    options.heads_outer && !options.layout};
   }
   std::unique_ptr<Calibration> calibration;
   if (!options.calibration.empty()) calibration = std::make_unique<Calibration>(read_calibration(options.calibration));
-  const std::unique_ptr<PlaneSource> source = open_plane_source(input.path(), hint, static_cast<std::size_t>(options.sequence), options.selection, calibration.get());
+  const std::unique_ptr<PlaneSource> source =
+      open_plane_source(input.path(), hint, static_cast<std::size_t>(options.sequence), options.selection, calibration.get());
 
   CodecSpec spec = source->spec();
   const bool pages = options.layout.has_value();
   if (pages) {
     spec = spec_for_layout(spec, *options.layout);
     if (spec.k.scale_dtype != source->spec().k.scale_dtype || spec.v.scale_dtype != source->spec().v.scale_dtype)
-      note(options.output_options, fmt::format("scales change width: layout {} stores them in {}", layout_name(*options.layout), spec.k.scale_dtype == ScaleDType::F16 ? "fp16 (rounded)" : "fp32"));
-    if (source->calibration() != nullptr) note(options.output_options, "the codes are calibrated: pages are decoded with the same .tq4cal file");
+      note(options.output_options, fmt::format("scales change width: layout {} stores them in {}", layout_name(*options.layout),
+                                               spec.k.scale_dtype == ScaleDType::F16 ? "fp16 (rounded)" : "fp32"));
+    if (source->calibration() != nullptr)
+      note(options.output_options, "the codes are calibrated: pages are decoded with the same .tq4cal file");
   }
   std::vector<Row> rows;
   {
     Progress progress("convert", source->layers().size(), Progress::Unit::Items, options.output_options.quiet);
     if (pages) {
-      const std::unique_ptr<PageFileWriter> writer = create_page_file(options.output, page_attributes(*source), options.output_options.force);
+      const std::unique_ptr<PageFileWriter> writer =
+          create_page_file(options.output, page_attributes(*source), options.output_options.force);
       for (std::size_t i = 0; i < source->layers().size(); ++i) {
         LayerPlanes planes = source->read(i);
         round_scales(planes, source->spec(), spec);
@@ -134,7 +146,8 @@ void run(const Options& options) {
       for (const StoredLayer& layer : back->info().layers) {
         const LayerInfo& shape = layer.shape;
         const double values = 2.0 * shape.num_kv_heads * static_cast<double>(shape.tokens) * shape.head_dim;
-        rows.push_back({shape.layer, fmt::format("{} x {} x {}", shape.num_kv_heads, shape.tokens, shape.head_dim), layer.k_bytes + layer.v_bytes,
+        rows.push_back({shape.layer, fmt::format("{} x {} x {}", shape.num_kv_heads, shape.tokens, shape.head_dim),
+                        layer.k_bytes + layer.v_bytes,
                         values == 0 ? 0 : 8.0 * static_cast<double>(layer.k_bytes + layer.v_bytes) / values});
       }
     }
@@ -151,8 +164,11 @@ void run(const Options& options) {
     table.add({row.layer, row.shape, Cell::bytes(row.bytes), Cell::fixed(row.bits, 3)});
     result["layers"].push_back({{"layer", row.layer}, {"bytes", row.bytes}, {"bits_per_value", row.bits}});
   }
-  const std::string what = pages ? fmt::format("pages of {} tokens, layout {}{}", options.block_size, layout_name(*options.layout), options.padded ? " (padded)" : "") : "container";
-  emit(options.output_options, result, table, fmt::format("{} -> {}: {}, {}\n\n{}", options.input, options.output, spec_name(spec), what, table.text()));
+  const std::string what = pages ? fmt::format("pages of {} tokens, layout {}{}", options.block_size, layout_name(*options.layout),
+                                               options.padded ? " (padded)" : "")
+                                 : "container";
+  emit(options.output_options, result, table,
+       fmt::format("{} -> {}: {}, {}\n\n{}", options.input, options.output, spec_name(spec), what, table.text()));
 }
 
 }  // namespace
@@ -164,19 +180,30 @@ Action add_convert(CLI::App& app) {
             {"tq4 convert pages.h5 -o back.tq4", "a container again, byte for byte the same codes"}});
   app.add_option("INPUT", options->input, "Container (.tq4; - = stdin) or page caches (HDF5)")->required();
   app.add_option("-o,--output", options->output, "Page caches (with --layout) or container to write")->type_name("PATH")->group("Output");
-  add_parsed(app, "--layout", options->layout, parse_layout, "LAYOUT", "", "Write pages: native, turboquant-vllm or vllm (default: a container)")->group("Pages");
-  app.add_flag("--padded", options->padded, "turboquant-vllm: rows padded to a power of two a head, as its vLLM plugin does")->group("Pages");
+  add_parsed(app, "--layout", options->layout, parse_layout, "LAYOUT", "",
+             "Write pages: native, turboquant-vllm or vllm (default: a container)")
+      ->group("Pages");
+  app.add_flag("--padded", options->padded, "turboquant-vllm: rows padded to a power of two a head, as its vLLM plugin does")
+      ->group("Pages");
   app.add_flag("--heads-outer", options->heads_outer, "vllm: [pages, heads, tokens, slot], as newer versions do")->group("Pages");
   add_parsed(app, "--block-size", options->block_size, parse_count, "TOKENS", "16", "Tokens a page")->group("Pages");
-  add_parsed(app, "--block-table", options->block_table, parse_table, "LIST", "", "Page of each block of the sequence, e.g. 4,0,2 (default: 0,1,2,...)")->group("Pages");
-  add_parsed(app, "--num-blocks", options->num_blocks, parse_size, "N", "", "Pages in the cache (default: as many as needed)")->group("Pages");
+  add_parsed(app, "--block-table", options->block_table, parse_table, "LIST", "",
+             "Page of each block of the sequence, e.g. 4,0,2 (default: 0,1,2,...)")
+      ->group("Pages");
+  add_parsed(app, "--num-blocks", options->num_blocks, parse_size, "N", "", "Pages in the cache (default: as many as needed)")
+      ->group("Pages");
   add_parsed(app, "--sequence", options->sequence, parse_count, "N", "0", "Which sequence of page caches to read")->group("Pages");
-  add_parsed(app, "--from-layout", options->from_layout, parse_layout, "LAYOUT", "", "Layout of pages that do not describe themselves")->group("Foreign pages");
+  add_parsed(app, "--from-layout", options->from_layout, parse_layout, "LAYOUT", "", "Layout of pages that do not describe themselves")
+      ->group("Foreign pages");
   app.add_option("--codec", options->codec, "Their codec, e.g. turboquant-vllm, vllm:4bit_nc")->type_name("NAME")->group("Foreign pages");
   add_parsed(app, "--head-dim", options->head_dim, parse_count, "D", "", "Their head_dim")->group("Foreign pages");
-  add_parsed(app, "--kv-heads", options->num_kv_heads, parse_count, "N", "", "Their number of key/value heads (turboquant-vllm)")->group("Foreign pages");
-  app.add_option("--calibration", options->calibration, "The .tq4cal file that calibrated pages were encoded with")->type_name("PATH")->group("Foreign pages");
-  add_parsed(app, "--layers", options->selection.layers, parse_indices, "LIST", "", "Layers by number, e.g. 0..3,30 (default: all)")->group("Selection");
+  add_parsed(app, "--kv-heads", options->num_kv_heads, parse_count, "N", "", "Their number of key/value heads (turboquant-vllm)")
+      ->group("Foreign pages");
+  app.add_option("--calibration", options->calibration, "The .tq4cal file that calibrated pages were encoded with")
+      ->type_name("PATH")
+      ->group("Foreign pages");
+  add_parsed(app, "--layers", options->selection.layers, parse_indices, "LIST", "", "Layers by number, e.g. 0..3,30 (default: all)")
+      ->group("Selection");
   add_output_options(app, options->output_options, true);
   return [options] { run(*options); };
 }

@@ -15,11 +15,13 @@ namespace {
 /// Rows of `width` elements: head-major source row i to token-major row i * heads + head, or back.
 template <class T>
 void spread(const std::vector<T>& from, std::vector<T>& to, std::int64_t tokens, int heads, int head, std::size_t width) {
-  for (std::int64_t i = 0; i < tokens; ++i) std::copy_n(from.data() + static_cast<std::size_t>(i) * width, width, to.data() + static_cast<std::size_t>(i * heads + head) * width);
+  for (std::int64_t i = 0; i < tokens; ++i)
+    std::copy_n(from.data() + static_cast<std::size_t>(i) * width, width, to.data() + static_cast<std::size_t>(i * heads + head) * width);
 }
 template <class T>
 void gather(const std::vector<T>& from, std::vector<T>& to, std::int64_t tokens, int heads, int head, std::size_t width) {
-  for (std::int64_t i = 0; i < tokens; ++i) std::copy_n(from.data() + static_cast<std::size_t>(i * heads + head) * width, width, to.data() + static_cast<std::size_t>(i) * width);
+  for (std::int64_t i = 0; i < tokens; ++i)
+    std::copy_n(from.data() + static_cast<std::size_t>(i * heads + head) * width, width, to.data() + static_cast<std::size_t>(i) * width);
 }
 
 /// Calls move(plane of a, plane of b, elements a row) for every plane the codec has.
@@ -42,9 +44,14 @@ class ContainerSource final : public PlaneSource {
       const StoredLayer& layer = info.layers[i];
       if (!selection.has_layer(layer.shape.layer)) continue;
       if (layer.passthrough)
-        throw Error(ErrorCode::Unsupported, fmt::format("layer {} is kept in fp16 ({}); pages hold codes only: leave it out with --layers", layer.shape.layer, layer.reason), info.dump.path);
+        throw Error(ErrorCode::Unsupported,
+                    fmt::format("layer {} is kept in fp16 ({}); pages hold codes only: leave it out with --layers", layer.shape.layer,
+                                layer.reason),
+                    info.dump.path);
       if (layer.exact_first + layer.exact_last > 0)
-        throw Error(ErrorCode::Unsupported, fmt::format("layer {} keeps {} tokens in fp16; pages hold codes only: compress without --sinks and --window", layer.shape.layer, layer.exact_first + layer.exact_last),
+        throw Error(ErrorCode::Unsupported,
+                    fmt::format("layer {} keeps {} tokens in fp16; pages hold codes only: compress without --sinks and --window",
+                                layer.shape.layer, layer.exact_first + layer.exact_last),
                     info.dump.path);
       indices_.push_back(i);
       layers_.push_back(layer.shape);
@@ -68,7 +75,8 @@ class ContainerSource final : public PlaneSource {
       one.resize(codec, tokens);
       for (int head = 0; head < heads; ++head) {
         container_->read(indices_[index], side, head, 0, tokens, one.out());
-        for_each_plane(codec, one, all, [&](const auto& from, auto& to, std::size_t width) { spread(from, to, tokens, heads, head, width); });
+        for_each_plane(codec, one, all,
+                       [&](const auto& from, auto& to, std::size_t width) { spread(from, to, tokens, heads, head, width); });
       }
     }
     return planes;
@@ -98,7 +106,8 @@ class PageSource final : public PlaneSource {
     info_.rope_theta = std::strtod(text("rope_theta").c_str(), nullptr);
     info_.rope_applied = text("rope_applied") == "true";
     info_.causal = text("causal") != "false";
-    if (text("calibrated") == "true" && calibration == nullptr) throw Error(ErrorCode::Usage, "these pages were encoded with a calibration; give it with --calibration", "--calibration");
+    if (text("calibrated") == "true" && calibration == nullptr)
+      throw Error(ErrorCode::Usage, "these pages were encoded with a calibration; give it with --calibration", "--calibration");
     const DType dtype = text("dtype").empty() ? DType::F16 : dtype_from_name(text("dtype"));
     const std::vector<PagedLayer>& layers = file_->layers();
     for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -107,8 +116,10 @@ class PageSource final : public PlaneSource {
       if (indices_.empty())
         spec_ = layer.layout.spec;
       else if (layer.layout.spec != spec_)
-        throw Error(ErrorCode::Unsupported, fmt::format("layers {} and {} have different codecs; convert them one by one (--layers)", layers_.front().layer, layer.layer));
-      if (sequence >= layer.seq_lens.size()) throw Error(ErrorCode::Usage, fmt::format("layer {} holds {} sequences", layer.layer, layer.seq_lens.size()), "--sequence");
+        throw Error(ErrorCode::Unsupported, fmt::format("layers {} and {} have different codecs; convert them one by one (--layers)",
+                                                        layers_.front().layer, layer.layer));
+      if (sequence >= layer.seq_lens.size())
+        throw Error(ErrorCode::Usage, fmt::format("layer {} holds {} sequences", layer.layer, layer.seq_lens.size()), "--sequence");
       LayerInfo shape;
       shape.layer = layer.layer;
       shape.num_kv_heads = layer.layout.num_kv_heads;
@@ -152,15 +163,16 @@ void round_plane(std::vector<float>& plane, ScaleDType from, ScaleDType to, int 
   if (from == to || to == ScaleDType::F32) return;
   for (float& value : plane) {
     const float rounded = half_to_float(float_to_half(value));
-    if (!(rounded <= 65504.0f && rounded >= -65504.0f)) throw Error(ErrorCode::BadInput, fmt::format("layer {} has a scale of {}, which fp16 cannot hold", layer, value));
+    if (!(rounded <= 65504.0f && rounded >= -65504.0f))
+      throw Error(ErrorCode::BadInput, fmt::format("layer {} has a scale of {}, which fp16 cannot hold", layer, value));
     value = rounded;
   }
 }
 
 }  // namespace
 
-std::unique_ptr<PlaneSource> open_plane_source(const std::string& path, const std::optional<PageHint>& hint, std::size_t sequence, const Selection& selection,
-                                               const Calibration* calibration) {
+std::unique_ptr<PlaneSource> open_plane_source(const std::string& path, const std::optional<PageHint>& hint, std::size_t sequence,
+                                               const Selection& selection, const Calibration* calibration) {
   std::unique_ptr<PlaneSource> source;
   if (is_page_file(path)) {
     source = std::make_unique<PageSource>(open_page_file(path, hint), sequence, selection, calibration);
@@ -179,8 +191,10 @@ CodecSpec spec_for_layout(CodecSpec spec, LayoutKind layout) {
 }
 
 void round_scales(LayerPlanes& planes, const CodecSpec& from, const CodecSpec& to) {
-  for (std::vector<float>* plane : {&planes.k.scale, &planes.k.zero}) round_plane(*plane, from.k.scale_dtype, to.k.scale_dtype, planes.shape.layer);
-  for (std::vector<float>* plane : {&planes.v.scale, &planes.v.zero}) round_plane(*plane, from.v.scale_dtype, to.v.scale_dtype, planes.shape.layer);
+  for (std::vector<float>* plane : {&planes.k.scale, &planes.k.zero})
+    round_plane(*plane, from.k.scale_dtype, to.k.scale_dtype, planes.shape.layer);
+  for (std::vector<float>* plane : {&planes.v.scale, &planes.v.zero})
+    round_plane(*plane, from.v.scale_dtype, to.v.scale_dtype, planes.shape.layer);
 }
 
 std::map<std::string, std::string> page_attributes(const PlaneSource& source) {
@@ -206,7 +220,8 @@ void write_container(PlaneSource& source, const std::string& path, bool overwrit
     stored.emplace_back();
     stored.back().shape = shape;
   }
-  const std::unique_ptr<ContainerWriter> writer = create_container(path, source.spec(), source.info(), stored, source.calibration(), overwrite);
+  const std::unique_ptr<ContainerWriter> writer =
+      create_container(path, source.spec(), source.info(), stored, source.calibration(), overwrite);
   for (std::size_t i = 0; i < stored.size(); ++i) {
     LayerPlanes planes = source.read(i);
     const std::int64_t tokens = planes.shape.tokens;
@@ -217,7 +232,8 @@ void write_container(PlaneSource& source, const std::string& path, bool overwrit
       PlaneBuffers one;
       one.resize(codec, tokens);
       for (int head = 0; head < heads; ++head) {
-        for_each_plane(codec, all, one, [&](const auto& from, auto& to, std::size_t width) { gather(from, to, tokens, heads, head, width); });
+        for_each_plane(codec, all, one,
+                       [&](const auto& from, auto& to, std::size_t width) { gather(from, to, tokens, heads, head, width); });
         writer->write(i, side, head, 0, tokens, one.in());
       }
     }

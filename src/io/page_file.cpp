@@ -23,7 +23,8 @@ std::vector<hsize_t> cache_extent(const PagedLayer& layer) {
   const PageLayout& l = layer.layout;
   const auto u = [](std::int64_t n) { return static_cast<hsize_t>(n); };
   const std::int64_t tokens = l.block_size;
-  if (l.kind == LayoutKind::TurboquantVllm && l.block_stride == tokens * l.token_stride) return {u(layer.num_blocks), u(tokens), u(l.token_stride)};
+  if (l.kind == LayoutKind::TurboquantVllm && l.block_stride == tokens * l.token_stride)
+    return {u(layer.num_blocks), u(tokens), u(l.token_stride)};
   if (l.kind == LayoutKind::Vllm) {
     if (l.token_stride == l.num_kv_heads * l.head_stride && l.block_stride == tokens * l.token_stride)
       return {u(layer.num_blocks), u(tokens), u(l.num_kv_heads), u(l.head_stride)};
@@ -35,7 +36,8 @@ std::vector<hsize_t> cache_extent(const PagedLayer& layer) {
 
 class Hdf5PageFileWriter final : public PageFileWriter {
  public:
-  Hdf5PageFileWriter(const std::string& path, const std::map<std::string, std::string>& attributes, bool overwrite) : path_(path), atomic_(path, overwrite) {
+  Hdf5PageFileWriter(const std::string& path, const std::map<std::string, std::string>& attributes, bool overwrite)
+      : path_(path), atomic_(path, overwrite) {
     const Hdf5Scope scope;
     file_ = H5File(H5Fcreate(atomic_.temporary_path().c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT));
     if (!file_) fail("HDF5 cannot create the file");
@@ -48,7 +50,8 @@ class Hdf5PageFileWriter final : public PageFileWriter {
 
   void write(const PagedLayer& layer, const std::uint8_t* cache) override {
     const Hdf5Scope scope;
-    total_bytes_ += static_cast<std::uint64_t>(layer.num_blocks * layer.layout.block_stride) + 4 * (layer.block_table.size() + layer.seq_lens.size()) + (1 << 16);
+    total_bytes_ += static_cast<std::uint64_t>(layer.num_blocks * layer.layout.block_stride) +
+                    4 * (layer.block_table.size() + layer.seq_lens.size()) + (1 << 16);
     reserve_space(atomic_.fd(), total_bytes_, path_);
     std::array<char, 32> name{};
     std::snprintf(name.data(), name.size(), "layer_%03d", layer.layer);
@@ -57,12 +60,13 @@ class Hdf5PageFileWriter final : public PageFileWriter {
     const PageLayout& l = layer.layout;
     put_attribute(group.get(), "layout", std::string(layout_name(l.kind)));
     put_attribute(group.get(), "codec", spec_to_json(l.spec));
-    const std::pair<const char*, std::int64_t> numbers[] = {{"num_kv_heads", l.num_kv_heads}, {"head_dim", l.head_dim},         {"block_size", l.block_size},
-                                                            {"block_stride", l.block_stride}, {"token_stride", l.token_stride}, {"head_stride", l.head_stride}};
+    const std::pair<const char*, std::int64_t> numbers[] = {{"num_kv_heads", l.num_kv_heads}, {"head_dim", l.head_dim},
+                                                            {"block_size", l.block_size},     {"block_stride", l.block_stride},
+                                                            {"token_stride", l.token_stride}, {"head_stride", l.head_stride}};
     for (const auto& [key, value] : numbers) put_attribute(group.get(), key, std::to_string(value));
     put_dataset(group.get(), "cache", H5T_STD_U8LE, H5T_NATIVE_UINT8, cache_extent(layer), cache);
-    put_dataset(group.get(), "block_table", H5T_STD_I32LE, H5T_NATIVE_INT32, {layer.seq_lens.size(), static_cast<hsize_t>(layer.blocks_per_seq)},
-                layer.block_table.data());
+    put_dataset(group.get(), "block_table", H5T_STD_I32LE, H5T_NATIVE_INT32,
+                {layer.seq_lens.size(), static_cast<hsize_t>(layer.blocks_per_seq)}, layer.block_table.data());
     put_dataset(group.get(), "seq_lens", H5T_STD_I32LE, H5T_NATIVE_INT32, {layer.seq_lens.size()}, layer.seq_lens.data());
   }
 
@@ -82,12 +86,14 @@ class Hdf5PageFileWriter final : public PageFileWriter {
     if (!write_attribute(object, name, text)) fail("cannot write the attribute " + name);
   }
 
-  void put_dataset(hid_t group, const char* name, hid_t file_type, hid_t memory_type, const std::vector<hsize_t>& extent, const void* data) const {
+  void put_dataset(hid_t group, const char* name, hid_t file_type, hid_t memory_type, const std::vector<hsize_t>& extent,
+                   const void* data) const {
     const H5Space space(H5Screate_simple(static_cast<int>(extent.size()), extent.data(), nullptr));
     const H5Dataset dataset(H5Dcreate2(group, name, file_type, space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT));
     if (!dataset) fail(std::string("cannot create the dataset ") + name);
     const bool empty = std::find(extent.begin(), extent.end(), hsize_t{0}) != extent.end();
-    if (!empty && H5Dwrite(dataset.get(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0) fail(std::string("cannot write the dataset ") + name);
+    if (!empty && H5Dwrite(dataset.get(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0)
+      fail(std::string("cannot write the dataset ") + name);
   }
 
   std::string path_;
@@ -175,7 +181,8 @@ class Hdf5PageFile final : public PageFile {
     if (found == attributes.end()) bad_input(where, "lacks the attribute " + name);
     const std::string& text = found->second;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size() || value < 0 || value > (std::int64_t{1} << 40)) bad_input(where, "attribute " + name + " is " + text);
+    if (error != std::errc() || end != text.data() + text.size() || value < 0 || value > (std::int64_t{1} << 40))
+      bad_input(where, "attribute " + name + " is " + text);
     return value;
   }
 
@@ -198,7 +205,9 @@ class Hdf5PageFile final : public PageFile {
     const auto dim = [&](std::size_t i) { return static_cast<std::int64_t>(dims[i]); };
     const bool four = hint.kind == LayoutKind::Vllm;
     if (hint.kind == LayoutKind::Native) bad_input(where, "native pages must describe themselves (attributes layout, codec, ...)");
-    if (dims.size() != (four ? 4u : 3u)) bad_input(where, std::string("has ") + std::to_string(dims.size()) + " axes; " + (four ? "vllm" : "turboquant-vllm") + " caches have " + (four ? "4" : "3"));
+    if (dims.size() != (four ? 4u : 3u))
+      bad_input(where, std::string("has ") + std::to_string(dims.size()) + " axes; " + (four ? "vllm" : "turboquant-vllm") +
+                           " caches have " + (four ? "4" : "3"));
     const std::int64_t heads = four ? dim(hint.heads_outer ? 1 : 2) : hint.num_kv_heads;
     const std::int64_t tokens = four ? dim(hint.heads_outer ? 2 : 1) : dim(1);
     if (heads < 1 || heads > (1 << 20) || tokens < 1 || tokens > (1 << 20)) bad_input(where, "has an impossible shape");
@@ -237,7 +246,8 @@ class Hdf5PageFile final : public PageFile {
     else
       throw Error(ErrorCode::Usage, "does not say its layout and codec; give them (--from-layout, --codec, --head-dim, ...)", where);
     layer.num_blocks = static_cast<std::int64_t>(dims[0]);
-    if (layer.layout.block_stride <= 0 || bytes != checked_multiply(static_cast<std::uint64_t>(layer.num_blocks), static_cast<std::uint64_t>(layer.layout.block_stride), where))
+    if (layer.layout.block_stride <= 0 || bytes != checked_multiply(static_cast<std::uint64_t>(layer.num_blocks),
+                                                                    static_cast<std::uint64_t>(layer.layout.block_stride), where))
       bad_input(where, "is not num_blocks x block_stride bytes");
     try {  // strides that overlap or leave the page are refused before anyone follows them
       std::uint8_t codes = 0;
@@ -249,7 +259,8 @@ class Hdf5PageFile final : public PageFile {
     }
     const std::vector<hsize_t> table = extent(group + "/block_table");
     const std::vector<hsize_t> lens = extent(group + "/seq_lens");
-    if (table.size() != 2 || lens.size() != 1 || table[0] != lens[0]) bad_input(path_ + ":" + group, "block_table must be [num_seqs, blocks] and seq_lens [num_seqs]");
+    if (table.size() != 2 || lens.size() != 1 || table[0] != lens[0])
+      bad_input(path_ + ":" + group, "block_table must be [num_seqs, blocks] and seq_lens [num_seqs]");
     layer.blocks_per_seq = static_cast<std::int64_t>(table[1]);
     layer.block_table = integers(group + "/block_table", checked_multiply(table[0], table[1], where));
     layer.seq_lens = integers(group + "/seq_lens", lens[0]);
@@ -268,25 +279,31 @@ class Hdf5PageFile final : public PageFile {
 
 std::vector<std::int64_t> slot_mapping(const PagedLayer& layer, std::size_t sequence, std::int64_t begin, std::int64_t count) {
   const std::string where = "layer " + std::to_string(layer.layer) + ", sequence " + std::to_string(sequence);
-  if (sequence >= layer.seq_lens.size()) throw Error(ErrorCode::Usage, "there are " + std::to_string(layer.seq_lens.size()) + " sequences", where);
+  if (sequence >= layer.seq_lens.size())
+    throw Error(ErrorCode::Usage, "there are " + std::to_string(layer.seq_lens.size()) + " sequences", where);
   std::vector<std::int64_t> slots(static_cast<std::size_t>(count));
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t token = begin + i;
     const std::int64_t block = token / layer.layout.block_size;
     if (token >= layer.seq_lens[sequence] || block >= layer.blocks_per_seq)
       bad_input(where, "token " + std::to_string(token) + " lies past seq_lens or block_table");
-    const std::int32_t page = layer.block_table[sequence * static_cast<std::size_t>(layer.blocks_per_seq) + static_cast<std::size_t>(block)];
-    if (page < 0 || page >= layer.num_blocks) bad_input(where, "block_table names page " + std::to_string(page) + " of " + std::to_string(layer.num_blocks));
+    const std::int32_t page =
+        layer.block_table[sequence * static_cast<std::size_t>(layer.blocks_per_seq) + static_cast<std::size_t>(block)];
+    if (page < 0 || page >= layer.num_blocks)
+      bad_input(where, "block_table names page " + std::to_string(page) + " of " + std::to_string(layer.num_blocks));
     slots[static_cast<std::size_t>(i)] = std::int64_t{page} * layer.layout.block_size + token % layer.layout.block_size;
   }
   return slots;
 }
 
-std::unique_ptr<PageFileWriter> create_page_file(const std::string& path, const std::map<std::string, std::string>& attributes, bool overwrite) {
+std::unique_ptr<PageFileWriter> create_page_file(const std::string& path, const std::map<std::string, std::string>& attributes,
+                                                 bool overwrite) {
   return std::make_unique<Hdf5PageFileWriter>(path, attributes, overwrite);
 }
 
-std::unique_ptr<PageFile> open_page_file(const std::string& path, const std::optional<PageHint>& hint) { return std::make_unique<Hdf5PageFile>(path, hint); }
+std::unique_ptr<PageFile> open_page_file(const std::string& path, const std::optional<PageHint>& hint) {
+  return std::make_unique<Hdf5PageFile>(path, hint);
+}
 
 bool is_page_file(const std::string& path) {
   const Hdf5Scope scope;

@@ -21,7 +21,7 @@ struct PagedLayer {
   std::int64_t num_blocks = 0;
   std::vector<std::int32_t> block_table;  ///< [seq_lens.size(), blocks_per_seq]: page of each block of a sequence
   std::int64_t blocks_per_seq = 0;
-  std::vector<std::int32_t> seq_lens;     ///< [num_seqs] tokens
+  std::vector<std::int32_t> seq_lens;  ///< [num_seqs] tokens
 };
 
 /// What the cache datasets themselves cannot tell.
@@ -45,7 +45,8 @@ class PageFileWriter {
   virtual void commit() = 0;  ///< fsync, rename. Without it nothing is left behind.
 };
 /// `attributes` are kept at the root (what the source's dump said about its model).
-std::unique_ptr<PageFileWriter> create_page_file(const std::string& path, const std::map<std::string, std::string>& attributes, bool overwrite);
+std::unique_ptr<PageFileWriter> create_page_file(const std::string& path, const std::map<std::string, std::string>& attributes,
+                                                 bool overwrite);
 
 class PageFile {
  public:

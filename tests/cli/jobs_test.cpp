@@ -46,9 +46,12 @@ TEST_P(Jobs, ThereAndBackWithTheErrorThatWasPrinted) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Codecs, Jobs,
-                         testing::Values(std::vector<std::string>{"--bits", "2"}, std::vector<std::string>{"--bits", "2.5"}, std::vector<std::string>{"--bits", "3"},
-                                         std::vector<std::string>{"--bits", "3.5"}, std::vector<std::string>{"--bits", "4"}, std::vector<std::string>{"--k-bits", "4", "--v-bits", "3"},
-                                         std::vector<std::string>{"--codec", "k8v4"}, std::vector<std::string>{"--codec", "fp8"}, std::vector<std::string>{"--codec", "fp16"},
+                         testing::Values(std::vector<std::string>{"--bits", "2"}, std::vector<std::string>{"--bits", "2.5"},
+                                         std::vector<std::string>{"--bits", "3"}, std::vector<std::string>{"--bits", "3.5"},
+                                         std::vector<std::string>{"--bits", "4"},
+                                         std::vector<std::string>{"--k-bits", "4", "--v-bits", "3"},
+                                         std::vector<std::string>{"--codec", "k8v4"}, std::vector<std::string>{"--codec", "fp8"},
+                                         std::vector<std::string>{"--codec", "fp16"},
                                          std::vector<std::string>{"--bits", "4", "--rotation", "hadamard-signed", "--seed", "7"},
                                          std::vector<std::string>{"--codec", "turboquant-vllm"}),
                          [](const auto& codec) {
@@ -62,7 +65,10 @@ INSTANTIATE_TEST_SUITE_P(Codecs, Jobs,
 TEST(Program, BytesDoNotDependOnThreads) {
   const Scratch scratch;
   for (const char* threads : {"1", "3"})
-    ASSERT_EQ(run_program({"compress", kDump, "--bits", "3", "--sinks", "4", "--window", "64", "--threads", threads, "-o", scratch.path(threads)}).status, 0);
+    ASSERT_EQ(
+        run_program({"compress", kDump, "--bits", "3", "--sinks", "4", "--window", "64", "--threads", threads, "-o", scratch.path(threads)})
+            .status,
+        0);
   EXPECT_EQ(read_file(scratch.path("1")), read_file(scratch.path("3")));
 }
 

@@ -84,7 +84,9 @@ Result run_program(const std::vector<std::string>& arguments, const Conditions& 
   return run_arguments(all, conditions);
 }
 
-Result run_shell(const std::string& command) { return run_arguments({"/bin/bash", "-c", "tq4() { '" TQ4_PROGRAM "' \"$@\"; }; set -o pipefail; " + command}, {}); }
+Result run_shell(const std::string& command) {
+  return run_arguments({"/bin/bash", "-c", "tq4() { '" TQ4_PROGRAM "' \"$@\"; }; set -o pipefail; " + command}, {});
+}
 
 Scratch::Scratch() {
   std::string name = (std::filesystem::temp_directory_path() / "tq4-test-XXXXXX").string();
@@ -127,8 +129,8 @@ std::string safetensors(const std::vector<Array>& arrays) {
     values.resize(static_cast<std::size_t>(count), 0.0f);
     const std::size_t begin = data.size();
     data.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
-    header += (header.size() > 1 ? "," : "") + ('"' + array.name + "\":{\"dtype\":\"F32\",\"shape\":[" + shape + "],\"data_offsets\":[" + std::to_string(begin) + ',' +
-                                               std::to_string(data.size()) + "]}");
+    header += (header.size() > 1 ? "," : "") + ('"' + array.name + "\":{\"dtype\":\"F32\",\"shape\":[" + shape + "],\"data_offsets\":[" +
+                                                std::to_string(begin) + ',' + std::to_string(data.size()) + "]}");
   }
   header += '}';
   header.resize((header.size() + 7) / 8 * 8, ' ');

@@ -15,12 +15,12 @@ struct Result {
 };
 
 struct Conditions {
-  std::string input;                           ///< path standard input comes from; empty = /dev/null
-  std::uint64_t max_file_bytes = 0;            ///< RLIMIT_FSIZE; 0 = none
-  bool unprivileged = false;                   ///< run as nobody when the test runs as root, so that permissions mean something
-  int signal = 0;                              ///< sent after `after`
+  std::string input;                 ///< path standard input comes from; empty = /dev/null
+  std::uint64_t max_file_bytes = 0;  ///< RLIMIT_FSIZE; 0 = none
+  bool unprivileged = false;         ///< run as nobody when the test runs as root, so that permissions mean something
+  int signal = 0;                    ///< sent after `after`
   std::chrono::microseconds after{0};
-  std::vector<std::string> environment;        ///< added: "NAME=value"
+  std::vector<std::string> environment;  ///< added: "NAME=value"
 };
 Result run_program(const std::vector<std::string>& arguments, const Conditions& conditions = {});
 /// The program with a whole command line for the shell; `tq4` in it stands for the program under test.

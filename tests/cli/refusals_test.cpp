@@ -68,10 +68,12 @@ TEST(Usage, CompletionsAndManPageNameEveryVerb) {
   for (const char* kind : {"bash", "zsh", "fish", "man"}) {
     const Result text = run_program({"completions", kind});
     EXPECT_EQ(text.status, 0);
-    for (const char* verb : {"compress", "decompress", "inspect", "compare", "convert", "codebook"}) EXPECT_NE(text.out.find(verb), std::string::npos) << kind;
+    for (const char* verb : {"compress", "decompress", "inspect", "compare", "convert", "codebook"})
+      EXPECT_NE(text.out.find(verb), std::string::npos) << kind;
   }
   EXPECT_EQ(run_shell("bash -n <(tq4 completions bash)").status, 0);
-  const Result completed = run_shell("source <(tq4 completions bash); COMP_WORDS=(tq4 compress --bi); COMP_CWORD=2; _tq4; echo \"${COMPREPLY[@]}\"");
+  const Result completed =
+      run_shell("source <(tq4 completions bash); COMP_WORDS=(tq4 compress --bi); COMP_CWORD=2; _tq4; echo \"${COMPREPLY[@]}\"");
   EXPECT_EQ(completed.out, "--bits\n") << completed.err;
   expect_refused(run_program({"completions", "csh"}), 2, "bash, zsh, fish, man");
 }
@@ -114,7 +116,8 @@ TEST(BadInput, HeadDimsThatNoCodecServes) {
 }
 
 TEST(BadInput, NanAndInfinityAreRefusedWithTheirPlace) {
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
     const Scratch scratch;
     std::vector<Array> layer = random_layer(5, 2, 100, 32);
     layer[1].values[static_cast<std::size_t>((1 * 100 + 37) * 32 + 9)] = bad;
@@ -173,15 +176,16 @@ TEST(Output, ExistsOrIsTheInput) {
   expect_refused(run_program({"compress", scratch.path("link"), "-o", dump, "--force"}), 2, "is the input as well");
   EXPECT_EQ(read_file(dump), read_file(kDump));
   EXPECT_EQ(run_program({"compress", dump, "--force"}).status, 0);
-  expect_refused(run_program({"compress", dump, "--force", "--json", scratch.path("in.h5"), "--csv", scratch.path("in.h5")}), 2, "same file");
+  expect_refused(run_program({"compress", dump, "--force", "--json", scratch.path("in.h5"), "--csv", scratch.path("in.h5")}), 2,
+                 "same file");
 }
 
 TEST(Output, NowhereToWrite) {
   const Scratch scratch;
   expect_refused(run_program({"compress", kDump, "-o", scratch.path("no/such/folder/a.tq4")}), 1, "no/such/folder");
   std::filesystem::create_directory(scratch.path("locked"));
-  std::filesystem::permissions(scratch.path("locked"), std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec | std::filesystem::perms::others_exec |
-                                                           std::filesystem::perms::others_read);
+  std::filesystem::permissions(scratch.path("locked"), std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec |
+                                                           std::filesystem::perms::others_exec | std::filesystem::perms::others_read);
   // As nobody when the tests run as root. The dump is copied to where nobody may read it.
   std::filesystem::copy_file(kDump, scratch.path("in.h5"));
   Conditions nobody;
@@ -209,7 +213,8 @@ TEST(Output, DiskReallyFull) {
   std::filesystem::create_directory(disk);
   if (run_shell("mount -t tmpfs -o size=128k tq4-test " + disk).status != 0) GTEST_SKIP() << "no right to mount a small file system";
   const Result compressed = run_program({"compress", kDump, "-o", disk + "/a.tq4"});
-  const Result decompressed = run_shell("tq4 compress '" + kDump + "' -q -o " + scratch.path("a.tq4") + " > /dev/null && tq4 decompress " + scratch.path("a.tq4") + " -o " + disk + "/back.h5");
+  const Result decompressed = run_shell("tq4 compress '" + kDump + "' -q -o " + scratch.path("a.tq4") + " > /dev/null && tq4 decompress " +
+                                        scratch.path("a.tq4") + " -o " + disk + "/back.h5");
   const bool empty = std::filesystem::is_empty(disk);
   run_shell("umount " + disk);
   expect_refused(compressed, 1, "a.tq4");
@@ -243,7 +248,8 @@ TEST(Output, KilledAtAnyMomentLeavesTheOldFileOrTheNewOne) {
       if (signal != SIGKILL) {
         EXPECT_EQ(scratch.names(), (std::vector<std::string>{"in.safetensors", "new.tq4", "out.tq4"}));
       }
-      for (const std::string& name : scratch.names()) {  // kill -9 cannot be caught: its temporary stays, under a name nobody takes for a result
+      for (const std::string& name :
+           scratch.names()) {  // kill -9 cannot be caught: its temporary stays, under a name nobody takes for a result
         if (name != "in.safetensors" && name != "new.tq4" && name != "out.tq4") {
           EXPECT_EQ(name.front(), '.') << name;
           std::filesystem::remove(scratch.path(name));

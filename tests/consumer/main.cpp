@@ -29,7 +29,8 @@ int main() {
     error += (x[i] - back[i]) * (x[i] - back[i]);
     energy += x[i] * x[i];
   }
-  std::printf("%zu bytes a vector, relative squared error %.5f, theory %.5f\n", codec.vector_bytes(), error / energy, codec.theoretical_mse());
+  std::printf("%zu bytes a vector, relative squared error %.5f, theory %.5f\n", codec.vector_bytes(), error / energy,
+              codec.theoretical_mse());
 
   try {
     (void)tq4::spec_from_name("tq44");
