@@ -1,0 +1,13 @@
+// The parts of the extension module tq4._core, one function a part.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include "planes.h"
+
+namespace tq4::python {
+
+void bind_tables(nb::module_& m);  ///< specs, codebooks, rotations
+void bind_codec(nb::module_& m);   ///< SideCodec
+
+}  // namespace tq4::python

@@ -1,0 +1,99 @@
+// Allocates, exports and imports planes; the only place that knows which planes a codec has and at which width they are stored.
+#include "planes.h"
+
+#include <cstring>
+
+namespace tq4::python {
+namespace {
+
+std::int64_t product(const std::vector<std::int64_t>& shape) {
+  std::int64_t n = 1;
+  for (const std::int64_t size : shape) n *= size;
+  return n;
+}
+
+template <class T>
+std::unique_ptr<T[]> room(bool present, std::int64_t count) {
+  return present ? std::unique_ptr<T[]>(new T[static_cast<std::size_t>(count)]) : nullptr;
+}
+
+nb::object real_plane(const Codec& codec, std::unique_ptr<float[]> values, const std::vector<std::int64_t>& shape) {
+  if (values == nullptr) return nb::none();
+  if (codec.spec().scale_dtype == ScaleDType::F32) return to_numpy(std::move(values), shape);
+  const std::int64_t n = product(shape);
+  auto halves = room<std::uint16_t>(true, n);
+  from_float(values.get(), static_cast<std::size_t>(n), DType::F16, halves.get());
+  return to_numpy_half(std::move(halves), shape);
+}
+
+std::unique_ptr<float[]> real_plane(nb::handle object, bool present, const std::vector<std::int64_t>& shape, const char* name) {
+  if (!present) return nullptr;
+  const InTensor tensor = in_tensor(object, name, {DType::F16, DType::F32});
+  need_shape(tensor.shape, shape, name);
+  auto values = room<float>(true, tensor.size());
+  to_float(tensor.data, tensor.dtype, static_cast<std::size_t>(tensor.size()), values.get());
+  return values;
+}
+
+std::unique_ptr<std::uint8_t[]> byte_plane(const InTensor& tensor) {
+  auto bytes = room<std::uint8_t>(true, tensor.size());
+  if (tensor.size() > 0) std::memcpy(bytes.get(), tensor.data, static_cast<std::size_t>(tensor.size()));
+  return bytes;
+}
+
+}  // namespace
+
+Planes::Planes(const Codec& codec, std::int64_t n)
+    : codes(room<std::uint8_t>(true, n * static_cast<std::int64_t>(codec.code_bytes()))),
+      signs(room<std::uint8_t>(codec.has_signs(), n * codec.head_dim() / 8)),
+      scale(room<float>(codec.has_scale(), n)),
+      zero(room<float>(codec.has_zero(), n)),
+      residual_norm(room<float>(codec.has_signs(), n)) {}
+
+EncodedOut Planes::out(const Codec& codec, std::int64_t first) const {
+  const auto at = [first](const auto& plane, std::int64_t row) { return plane == nullptr ? nullptr : plane.get() + first * row; };
+  return {at(codes, static_cast<std::int64_t>(codec.code_bytes())), at(scale, 1), at(zero, 1), at(signs, codec.head_dim() / 8),
+          at(residual_norm, 1)};
+}
+
+EncodedIn Planes::in(const Codec& codec, std::int64_t first) const {
+  const EncodedOut planes = out(codec, first);
+  return {planes.codes, planes.scale, planes.zero, planes.signs, planes.residual_norm};
+}
+
+nb::tuple planes_to_python(const Codec& codec, Planes planes, const std::vector<std::int64_t>& leading) {
+  std::vector<std::int64_t> rows = leading;
+  rows.push_back(static_cast<std::int64_t>(codec.code_bytes()));
+  nb::object codes = to_numpy(std::move(planes.codes), rows);
+  rows.back() = codec.head_dim() / 8;
+  nb::object signs = planes.signs == nullptr ? nb::none() : to_numpy(std::move(planes.signs), rows);
+  return nb::make_tuple(std::move(codes), real_plane(codec, std::move(planes.scale), leading),
+                        real_plane(codec, std::move(planes.zero), leading), std::move(signs),
+                        real_plane(codec, std::move(planes.residual_norm), leading));
+}
+
+Planes planes_from_python(const Codec& codec, nb::handle object, std::vector<std::int64_t>& leading) {
+  nb::tuple parts;
+  if (!nb::try_cast(object, parts, false) || parts.size() != 5) throw Refusal{"UsageError", "encoded vectors are five planes"};
+  const InTensor codes = in_tensor(parts[0], "codes", {DType::U8});
+  if (codes.shape.empty() || codes.shape.back() != static_cast<std::int64_t>(codec.code_bytes())) {
+    throw Refusal{"ShapeError", "codes of shape " + shape_text(codes.shape) + " must end in an axis of " +
+                                    std::to_string(codec.code_bytes()) + " bytes a vector for this codec"};
+  }
+  leading.assign(codes.shape.begin(), codes.shape.end() - 1);
+  Planes planes(codec, 0);
+  planes.codes = byte_plane(codes);
+  planes.scale = real_plane(parts[1], codec.has_scale(), leading, "scale");
+  planes.zero = real_plane(parts[2], codec.has_zero(), leading, "zero");
+  if (codec.has_signs()) {
+    const InTensor signs = in_tensor(parts[3], "signs", {DType::U8});
+    std::vector<std::int64_t> rows = leading;
+    rows.push_back(codec.head_dim() / 8);
+    need_shape(signs.shape, rows, "signs");
+    planes.signs = byte_plane(signs);
+  }
+  planes.residual_norm = real_plane(parts[4], codec.has_signs(), leading, "residual_norm");
+  return planes;
+}
+
+}  // namespace tq4::python
