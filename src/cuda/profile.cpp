@@ -202,7 +202,18 @@ double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::
       check(cudaMemcpy(w.data(), key ? p.exact.window_k : p.exact.window_v, w.size() * 2, cudaMemcpyDeviceToHost), kWhere);
       for (std::size_t t = 0; t < n; ++t) {
         const std::uint16_t* row = t < sinks ? s.data() + t * dim : t + window >= n ? w.data() + t % window * dim : nullptr;
-        if (row) to_float(row, DType::F16, dim, values[static_cast<std::size_t>(side)].data() + t * dim);
+        if (row == nullptr) continue;
+        std::vector<float> y(dim);
+        to_float(row, DType::F16, dim, y.data());
+        const HeadTransform transform = head_transform(&calibration, side, 0, static_cast<std::int64_t>(t));
+        float* to = values[static_cast<std::size_t>(side)].data() + t * dim;
+        for (std::size_t i = 0; i < dim; ++i) {  // x = inverse y + centre
+          double sum = transform.centre ? static_cast<double>(transform.centre[i]) : 0.0;
+          for (std::size_t j = 0; j < dim; ++j) {
+            sum += static_cast<double>(transform.inverse ? transform.inverse[i * dim + j] : codec.host(side).rotation().matrix[j * dim + i]) * static_cast<double>(y[j]);
+          }
+          to[i] = static_cast<float>(sum);
+        }
       }
     }
   }
@@ -302,7 +313,7 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
       fill_gaussian(exact.as<std::uint16_t>(), static_cast<std::int64_t>(2 * exact_elements), 99, nullptr);
       const std::size_t sinks = static_cast<std::size_t>(s.batch * s.num_kv_heads) * static_cast<std::size_t>(s.spec.sinks * s.head_dim);
       const auto* base = exact.as<std::uint16_t>();
-      p.exact = {s.spec.sinks, s.spec.window, base, base + sinks, base + 2 * sinks, base + sinks + exact_elements};
+      p.exact = {s.spec.sinks, s.spec.window, base, base + sinks, base + 2 * sinks, base + sinks + exact_elements, true};
     }
     p.q = q->as<void>();
     p.q_dtype = s.dtype;
@@ -322,7 +333,7 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
     check(cudaMemset(workspace.as<void>(), 0, std::max<std::size_t>(p.workspace_bytes, 1)), kWhere);
     p.workspace = workspace.as<void>();
     result.path = decode_path(codec, p);
-    if (options.check && s.rotate) {
+    if (options.check && s.rotate && !(s.rope && exact_rows > 0)) {
       decode(codec, p, nullptr);
       check(cudaDeviceSynchronize(), kWhere);
       result.relative_error = check_decode(codec, p, first_table, z.lengths[0], calibration);

@@ -101,6 +101,7 @@ DecodeProblem::DecodeProblem(const DecodeCase& c, unsigned seed) : c_(c), spec_(
   params_.soft_cap = c.soft_cap;
   params_.q_rotated = c.q_rotated;
   params_.out_rotated = c.out_rotated;
+  params_.general_path = c.general_path;
   if (c.alibi) {
     device_slopes_ = std::make_unique<Device<float>>(slopes_);
     params_.alibi_slopes = device_slopes_->get();

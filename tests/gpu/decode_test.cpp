@@ -21,12 +21,13 @@ std::string describe(const DecodeCase& c) {
   if (c.calibration.matrices) s += " matrices";
   if (c.calibration.centres) s += " centres";
   if (c.calibration.rope) s += " rope";
+  if (c.general_path) s += " general path";
   if (c.q_rotated) s += " q rotated";
   if (c.out_rotated) s += " out rotated";
   return s;
 }
 
-void expect_right(const DecodeCase& c, unsigned seed = 1) {
+void expect_right_on_path(const DecodeCase& c, unsigned seed) {
   SCOPED_TRACE(describe(c));
   DecodeProblem problem(c, seed);
   problem.run();
@@ -36,6 +37,15 @@ void expect_right(const DecodeCase& c, unsigned seed = 1) {
   EXPECT_LT(e.out, limit) << problem.path();
   EXPECT_LT(e.worst_row, 4 * limit) << problem.path();
   EXPECT_LT(e.lse, 5e-3) << problem.path();
+}
+
+/// Both paths where the fused kernel may serve the case.
+void expect_right(const DecodeCase& c, unsigned seed = 1) {
+  expect_right_on_path(c, seed);
+  if (c.kind != LayoutKind::Native || c.general_path) return;
+  DecodeCase general = c;
+  general.general_path = true;
+  expect_right_on_path(general, seed);
 }
 
 TEST(Decode, EveryCodecPairInNativePages) {
@@ -272,6 +282,30 @@ TEST(Decode, CalibrationGivesTrueLogits) {
   rotated.calibration = {true, true, false};
   rotated.q_rotated = rotated.out_rotated = true;
   expect_right(rotated);
+}
+
+/// Exact tokens in rotated space are no privilege of the fused kernel: options it refuses take the same buffers.
+TEST(Decode, RotatedExactTokensOnTheGeneralPath) {
+  TQ4_REQUIRE_DEVICE();
+  for (const int q_len : {1, 4}) {
+    DecodeCase c;
+    c.general_path = true;
+    c.exact_sinks = 4;
+    c.exact_window = 64;
+    c.exact_rotated = true;
+    c.q_len = q_len;
+    c.lengths = {0, 3, 30, 70, 333};
+    expect_right(c);
+    c.window = 40;
+    c.soft_cap = 6;
+    c.sink_logits = c.alibi = true;
+    expect_right(c);
+    c.calibration = {true, true, false};
+    expect_right(c);
+    c.dim = 96;
+    c.dtype = DType::BF16;
+    expect_right(c);
+  }
 }
 
 TEST(Decode, RandomCombinations) {

@@ -19,12 +19,14 @@ std::size_t decode_workspace_bytes(const DeviceCodec& codec, const DecodeParams&
 }
 
 std::string decode_path(const DeviceCodec& codec, const DecodeParams& params) {
+  cache_view(codec, params.cache, "decode");  // whichever path: the cache must be this codec's
   if (takes_fused(codec, params)) return "fused-sm90";
   general_check(codec, params);
   return "general";
 }
 
 void decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream) {
+  cache_view(codec, params.cache, "decode");
   if (takes_fused(codec, params)) {
     fused_decode(codec, params, stream);
   } else {

@@ -70,8 +70,7 @@ void general_check(const DeviceCodec& codec, const DecodeParams& p) {
   require(p.window >= 0 && p.soft_cap >= 0, "window and soft_cap are not negative", kWhere);
   require(p.max_seq_len >= 0 && p.max_seq_len < (std::int64_t{1} << 30), "max_seq_len must be below 2^30", kWhere);
   const bool exact = has_exact(p);
-  if (exact && p.exact.rotated) refuse("the general path takes exact tokens in original space (ExactPart::rotated is set)", kWhere);
-  if (exact && (p.q_rotated || p.out_rotated)) refuse("the exact part needs queries and output in original space", kWhere);
+  if (exact && !p.exact.rotated && (p.q_rotated || p.out_rotated)) refuse("exact tokens in original space need queries and output there too", kWhere);
   if (p.q_rotated && codec.k().rope_mu) refuse("centring before RoPE needs queries in original space", kWhere);
   require(p.exact.sinks >= 0 && p.exact.window >= 0, "sinks and window of the exact part are not negative", kWhere);
   require(p.exact.sinks == 0 || (p.exact.sink_k && p.exact.sink_v), "the exact part has sinks but no buffers for them", kWhere);
@@ -122,7 +121,7 @@ void general_decode(const DeviceCodec& codec, const DecodeParams& p, Stream stre
   a.v_chunks = plan.v_chunks;
   a.v_chunk = plan.v_chunk;
   a.q_rot = reinterpret_cast<std::uint16_t*>(base + plan.q_rot);
-  a.q_exact = plan.parts > plan.splits ? reinterpret_cast<std::uint16_t*>(base + plan.q_exact) : nullptr;
+  a.q_exact = plan.parts > plan.splits && !p.exact.rotated ? reinterpret_cast<std::uint16_t*>(base + plan.q_exact) : nullptr;
   a.q_info = reinterpret_cast<float4*>(base + plan.q_info);
   a.part_ml = reinterpret_cast<float2*>(base + plan.part_ml);
   a.part_out = reinterpret_cast<float*>(base + plan.part_out);

@@ -35,7 +35,7 @@ struct GeneralArgs {
   int row_tiles, v_chunks, v_chunk;  ///< 16 rows a tile; output columns a block
   // Workspace.
   std::uint16_t* q_rot;       ///< [rows, D] fp16: rotated query over its largest coordinate
-  std::uint16_t* q_exact;     ///< [rows, D] likewise, not rotated; exact part only
+  std::uint16_t* q_exact;     ///< [rows, D] likewise, not rotated; null unless exact tokens are in original space
   float4* q_info;             ///< [rows]: logit factor, factor of q_exact, q . centre, sum of the rotated query, all times sm_scale
   float2* part_ml;            ///< [rows, parts]: max logit, sum of exp
   float* part_out;            ///< [rows, parts, D] sum of exp * value

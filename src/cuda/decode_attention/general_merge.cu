@@ -27,6 +27,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   __shared__ float compressed_share[kRows];
   const int dim = a.head_dim, sequence = blockIdx.z, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int row0 = blockIdx.x * kRows, total = a.q_len * a.group, part_pitch = (a.parts + 3) & ~3;
+  const int rotated_parts = a.exact.rotated ? a.parts : a.splits;  // these share the space of the codes
   float *weights = memory, *compressed = weights + kRows * part_pitch, *back = compressed + kRows * dim;
   const auto q_row = [&](int row) {
     return (static_cast<std::int64_t>(sequence) * a.q_len + row / a.group) * a.num_q_heads + head * a.group + row % a.group;
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
       const float weight = exp2f((ml.x - base) * kLog2e);
       weights[warp * part_pitch + p] = weight;
       l += ml.y * weight;
-      if (p < a.splits) share += ml.y * weight;
+      if (p < rotated_parts) share += ml.y * weight;
     }
     l = warp_sum(l) + (a.sink_logits ? exp2f((sink - base) * kLog2e) : 0.0f);
     share = warp_sum(share);
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
     if (row0 + r < total) {
       const std::int64_t at = q_row(row0 + r) * a.parts;
 #pragma unroll 8
-      for (int p = 0; p < a.splits; ++p) {
+      for (int p = 0; p < rotated_parts; ++p) {
         const float weight = weights[r * part_pitch + p];
         const float value = weight != 0.0f ? a.part_out[(at + p) * dim + d] : 0.0f;  // an empty part holds no output
         sum = fmaf(weight, value, sum);
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
     const std::int64_t at = q_row(row0 + r);
     float value = back[i];
     if (a.v_tables.centre && !a.out_rotated) value = fmaf(compressed_share[r], a.v_tables.centre[head * dim + d], value);
-    if (a.parts > a.splits) {
+    if (a.parts > rotated_parts) {
       const float weight = weights[r * part_pitch + a.splits];
       if (weight != 0.0f) value = fmaf(weight, a.part_out[(at * a.parts + a.splits) * dim + d], value);
     }

@@ -65,6 +65,7 @@ struct Pending {
 struct Work {
   int sequence, head, part, row_tile, chunk;
   bool exact;
+  bool original;  ///< exact tokens in original space: other queries, no centre
   int seq_len, sinks, window_begin;  ///< exact tokens: [0, sinks) and [window_begin, seq_len)
   int begin, end;                    ///< token indices (exact: index among the exact tokens)
 };
@@ -84,6 +85,7 @@ __device__ __forceinline__ Work make_work(const GeneralArgs& a) {
   w.row_tile = y % a.row_tiles;
   w.head = y / a.row_tiles;
   w.exact = w.part == a.splits;
+  w.original = w.exact && !a.exact.rotated;
   w.seq_len = a.seq_lens[w.sequence];
   w.sinks = min(a.exact.sinks, w.seq_len);
   w.window_begin = a.exact.window > 0 ? max(w.sinks, w.seq_len - a.exact.window) : w.seq_len;
@@ -192,7 +194,7 @@ __device__ inline void fill_half_tile(const std::uint8_t* row, int token_in_tile
 
 /// Queries of this block's 16 rows to shared memory (missing rows and padding are 0).
 __device__ inline void load_query(const GeneralArgs& a, const SharedPlan& s, const Work& w, __half* query) {
-  const std::uint16_t* source = w.exact ? a.q_exact : a.q_rot;
+  const std::uint16_t* source = w.original ? a.q_exact : a.q_rot;
   const int rows = a.q_len * a.group, dim16 = up16(a.head_dim);
   for (int i = threadIdx.x; i < 16 * dim16 / 8; i += kThreads) {
     const int r = i / (dim16 / 8), g = i % (dim16 / 8), row = w.row_tile * 16 + r;
@@ -223,11 +225,11 @@ __device__ inline void load_rope(const GeneralArgs& a, const Work& w, float2* ro
 }
 
 /// cos and sin of every token of the tile, [16][pairs + 1].
-__device__ inline void fill_trig(const GeneralArgs& a, int tile, float2* trig, int lane) {
+__device__ inline void fill_trig(const GeneralArgs& a, const Work& w, int tile, float2* trig, int lane) {
   const int pairs = a.rope_dim / 2;
   for (int i = lane; i < 16 * pairs; i += 32) {
     const int t = i / pairs, j = i % pairs;
-    const std::uint64_t phase = static_cast<std::uint64_t>(tile * 16 + t) * a.k_tables.rope_turns[j];
+    const std::uint64_t phase = static_cast<std::uint64_t>(position_of(w, tile * 16 + t)) * a.k_tables.rope_turns[j];
     const float turns = static_cast<float>(static_cast<int>(phase >> 32)) * 4.656612873077393e-10f;  // 2^-31: half turns, in [-1, 1)
     float2 v;
     sincospif(turns, &v.y, &v.x);
@@ -256,8 +258,8 @@ __global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2) split_kernel(cons
     q_row[i] = (static_cast<std::int64_t>(w.sequence) * a.q_len + qi) * a.num_q_heads + head;
     q_position[i] = w.seq_len - a.q_len + qi;
     const float4 info = a.q_info[q_row[i]];
-    factor[i] = w.exact ? info.y : info.x;
-    bias[i] = w.exact ? 0.0f : info.z;
+    factor[i] = w.original ? info.y : info.x;
+    bias[i] = w.original ? 0.0f : info.z;
     sum_factor[i] = info.w;
     slope[i] = a.alibi_slopes ? a.alibi_slopes[head] : 0.0f;
   }
@@ -275,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2) split_kernel(cons
   unsigned char* own = shared + s.warp0 + warp * s.warp_bytes;
   auto* tile_memory = reinterpret_cast<__half*>(own + s.tile);
   auto* trig = reinterpret_cast<float2*>(own + s.trig);
-  const bool with_rope = a.k_tables.rope_mu != nullptr && !w.exact;
+  const bool with_rope = a.k_tables.rope_mu != nullptr && !w.original;
   build_table(a.k, shared, threadIdx.x, kThreads);
   build_table(a.v, shared + kTableBytes, threadIdx.x, kThreads);
   load_query(a, s, w, query);
@@ -331,7 +333,7 @@ __global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2) split_kernel(cons
         if (lane < 16) scale *= rsqrtf(squares + 1e-16f);
       }
     }
-    if (with_rope) fill_trig(a, tile, trig, lane);
+    if (with_rope) fill_trig(a, w, tile, trig, lane);
     __syncwarp();
     float logits[2][4] = {};
     {
