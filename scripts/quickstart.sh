@@ -19,7 +19,11 @@ rm -rf "$out"
 mkdir -p "$out"
 step() { echo; echo "\$ $*"; "$@"; }
 PATH=$PWD/build/bin:$PATH
-step tq4 compress "$dump" --bits 4 -o "$out/dump.tq4"
+step tq4 compress "$dump" --bits 4 -o "$out/dump.tq4" | tee "$out/compress.txt"
 step tq4 inspect "$out/dump.tq4" --verify
 step tq4 decompress "$out/dump.tq4" -o "$out/back.h5"
 step tq4 compare "$dump" "$out/back.h5"
+
+echo
+echo "== $dump compressed to 4 bits; all files are in $out/"
+tail -n +5 "$out/compress.txt"
