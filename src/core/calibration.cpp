@@ -73,6 +73,8 @@ HeadTransform head_transform(const LayerCalibration* layer, Side side, int head,
   transform.forward = slice(tables.forward, layer->num_kv_heads, head, dim * dim, "forward");
   transform.inverse = slice(tables.inverse, layer->num_kv_heads, head, dim * dim, "inverse");
   transform.centre = slice(tables.centre, layer->num_kv_heads, head, dim, "centre");
+  transform.feedback = slice(tables.feedback, layer->num_kv_heads, head, dim * dim, "feedback");
+  if (const float* gain = slice(tables.feedback_gain, layer->num_kv_heads, head, 1, "feedback_gain")) transform.feedback_gain = *gain;
   if (side == Side::K) {
     transform.rope_mu = slice(tables.rope_mu, layer->num_kv_heads, head, dim, "rope_mu");
     transform.rope_theta = layer->rope_theta;

@@ -148,6 +148,12 @@ void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut&
   std::vector<float> transposed_storage;
   const TransformTables forward = forward_tables(impl_->transform, transform, transposed_storage);
   const cpu::Centre centre(transform, dim);
+  if (transform.feedback != nullptr && (impl_->spec.kind != CodeKind::Mse || impl_->spec.norm_correction || transform.forward == nullptr)) {
+    throw Error(ErrorCode::Unsupported, "coding with feedback needs an Mse codec without norm correction and a calibrated transform");
+  }
+  std::vector<float> feedback_storage;
+  if (transform.feedback != nullptr) feedback_storage = transposed(transform.feedback, dim);
+  const cpu::FeedbackTables feedback{transform.feedback, feedback_storage.data(), transform.feedback_gain};
   const bool as_peer = impl_->spec.kind == CodeKind::Mse && impl_->spec.codebook == CodebookKind::TurboquantVllm &&
                        impl_->spec.scale_rule == ScaleRule::Norm && transform.forward == nullptr;
   const std::size_t element = dtype_size(dtype);
@@ -194,7 +200,11 @@ void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut&
       y = transformed;
     }
     const EncodedOut planes = cpu::planes_at(out, codes, first);
-    kernels.encode(codes, y, rows, planes);
+    if (feedback.matrix != nullptr) {
+      kernels.encode_feedback(codes, feedback, y, rows, planes);
+    } else {
+      kernels.encode(codes, y, rows, planes);
+    }
     if (as_peer) {
       for (std::int64_t r = 0; r < rows; ++r) {
         planes.scale[r] = cpu::round_scale(peer_norm(a + r * dim, dim), codes.scale_dtype);

@@ -54,6 +54,13 @@ struct CodeTables {
   const float* qjl_t = nullptr;               ///< Prod: its transpose
 };
 
+/// Coding with feedback (Mse only), see HeadTransform::feedback and scalar_feedback.cpp.
+struct FeedbackTables {
+  const float* matrix = nullptr;    ///< [D, D] row-major, strictly lower triangular, zero within pairs
+  const float* matrix_t = nullptr;  ///< its transpose; never null with matrix
+  float gain = 1;
+};
+
 /// Rows are dense, [n, D] fp32; source and destination do not overlap; no alignment is promised.
 struct Kernels {
   const char* name;  ///< "scalar", or the SIMD target
@@ -69,6 +76,8 @@ struct Kernels {
   /// Transformed rows to packed codes, scales and (Uniform, Prod) zeros, signs, residual norms. The planes begin at row 0 of y.
   /// A sum that overflows fp32 leaves an infinite or NaN scale, which the caller refuses.
   void (*encode)(const CodeTables& tables, const float* y, std::int64_t n, const EncodedOut& out);
+  /// The same with feedback.
+  void (*encode_feedback)(const CodeTables& tables, const FeedbackTables& feedback, const float* y, std::int64_t n, const EncodedOut& out);
   /// And back to transformed rows.
   void (*decode)(const CodeTables& tables, const EncodedIn& in, std::int64_t n, float* y);
 };

@@ -13,6 +13,8 @@ namespace tq4::cpu {
 
 /// The largest head_dim a codec takes: rows of codes and of centroids live on the stack.
 inline constexpr int kMaxDim = 512;
+/// How often coding with feedback is repeated with the scale that the last codes fit best.
+inline constexpr int kFeedbackRounds = 3;
 
 /// sum a[j] b[j]: 16 partial sums, element j in partial j mod 16 in ascending j, then a tree.
 inline float dot16(const float* a, const float* b, int dim) {
@@ -38,6 +40,8 @@ inline std::uint8_t code_of(float z, const float* boundaries, int count) {
   return static_cast<std::uint8_t>(code);
 }
 
+/// Codes of 4^bits points for the pair (z[0], z[1]): the nearest, ties to the lowest.
+int nearest_pair(const CodeTables& tables, float z0, float z1);
 /// The codes of one row, one byte a coordinate, to and from the packed row (two widths for Mixed).
 void pack_row(const CodeTables& tables, const std::uint8_t* codes, std::uint8_t* row);
 void unpack_row(const CodeTables& tables, const std::uint8_t* row, std::uint8_t* codes);
@@ -51,6 +55,8 @@ std::int64_t scalar_find_nonfinite(const float* x, std::size_t count);
 void scalar_transform(const TransformTables& tables, const float* x, std::int64_t n, float* y);
 void scalar_inverse_transform(const TransformTables& tables, const float* y, std::int64_t n, float* x);
 void scalar_encode(const CodeTables& tables, const float* y, std::int64_t n, const EncodedOut& out);
+void scalar_encode_feedback(const CodeTables& tables, const FeedbackTables& feedback, const float* y, std::int64_t n,
+                            const EncodedOut& out);
 void scalar_decode(const CodeTables& tables, const EncodedIn& in, std::int64_t n, float* y);
 
 }  // namespace tq4::cpu

@@ -10,22 +10,6 @@
 namespace tq4::cpu {
 namespace {
 
-/// Codes of 4^bits points for the pair (z[0], z[1]): the nearest, ties to the lowest.
-int nearest_pair(const CodeTables& t, float z0, float z1) {
-  const int count = 1 << (2 * t.bits);
-  int best = 0;
-  float best_distance = std::numeric_limits<float>::infinity();
-  for (int code = 0; code < count; ++code) {
-    const float dx = z0 - t.pairs[2 * code], dy = z1 - t.pairs[2 * code + 1];
-    const float distance = std::fma(dx, dx, dy * dy);
-    if (distance < best_distance) {
-      best_distance = distance;
-      best = code;
-    }
-  }
-  return best;
-}
-
 /// The codes of y / |y|; returns |y|.
 float quantize(const CodeTables& t, const float* y, std::uint8_t* codes) {
   const float norm = std::sqrt(dot16(y, y, t.dim));
@@ -100,6 +84,21 @@ void encode_bytes(const CodeTables& t, const float* y, std::uint8_t* row) {
 }
 
 }  // namespace
+
+int nearest_pair(const CodeTables& t, float z0, float z1) {
+  const int count = 1 << (2 * t.bits);
+  int best = 0;
+  float best_distance = std::numeric_limits<float>::infinity();
+  for (int code = 0; code < count; ++code) {
+    const float dx = z0 - t.pairs[2 * code], dy = z1 - t.pairs[2 * code + 1];
+    const float distance = std::fma(dx, dx, dy * dy);
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = code;
+    }
+  }
+  return best;
+}
 
 void pack_row(const CodeTables& t, const std::uint8_t* codes, std::uint8_t* row) {
   core::pack_codes(codes, static_cast<std::size_t>(t.outliers), t.bits + 1, row);  // whole bytes: outliers is a multiple of 8

@@ -15,8 +15,9 @@ std::int64_t scalar_find_nonfinite(const float* x, std::size_t count) {
 }
 
 const Kernels& scalar_kernels() {
-  static constexpr Kernels table = {"scalar",      scalar_load,  scalar_find_nonfinite, scalar_transform, scalar_inverse_transform,
-                                    scalar_encode, scalar_decode};
+  static constexpr Kernels table = {
+      "scalar",     scalar_load, scalar_find_nonfinite, scalar_transform, scalar_inverse_transform, scalar_encode, scalar_encode_feedback,
+      scalar_decode};
   return table;
 }
 

@@ -2,11 +2,13 @@
 // into that allocation. With a calibration the tables of the side it covers replace the codec's own.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numbers>
 #include <utility>
 
+#include "core/linalg.h"
 #include "cuda/check.h"
 #include "tq4/gpu.h"
 
@@ -81,6 +83,7 @@ void add_transform(Arena& arena, const Codec& codec, const SideCalibration& cali
     throw Error(ErrorCode::Usage, "calibration matrices are not [num_kv_heads, D, D]", "DeviceCodec");
   }
   t.per_head = calibrated;
+  t.feedback = !calibration.feedback.empty();
   t.identity = !calibrated && kind == RotationKind::None;
   t.butterflies = !calibrated && (kind == RotationKind::Hadamard || kind == RotationKind::HadamardSigned);
   t.hadamard = t.butterflies && (dim & (dim - 1)) == 0;
@@ -113,6 +116,10 @@ void add_transform(Arena& arena, const Codec& codec, const SideCalibration& cali
         for (int j = 0; j < dim; ++j) sum += static_cast<double>(row[j]) * calibration.centre[static_cast<std::size_t>(h) * dim + j];
         rotated[static_cast<std::size_t>(h) * dim + i] = static_cast<float>(sum);
       }
+      if (!t.feedback) continue;
+      const std::vector<float> mean(calibration.centre.begin() + static_cast<std::ptrdiff_t>(h) * dim, calibration.centre.begin() + static_cast<std::ptrdiff_t>(h + 1) * dim);
+      const std::vector<float> seen = core::least_squares(inverse.data() + static_cast<std::size_t>(h) * square, mean.data(), dim);
+      std::copy(seen.begin(), seen.end(), rotated.begin() + static_cast<std::ptrdiff_t>(h) * dim);
     }
     arena.add(t.centre, calibration.centre);
     arena.add(t.centre_rotated, rotated);

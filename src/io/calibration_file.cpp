@@ -19,12 +19,14 @@ struct Part {
 };
 constexpr Part kForward{"forward", &SideCalibration::forward}, kInverse{"inverse", &SideCalibration::inverse},
     kCentre{"centre", &SideCalibration::centre}, kRopeMu{"rope_mu", &SideCalibration::rope_mu},
-    kPairs{"pair_points", &SideCalibration::pair_points};
-constexpr std::array<Part, 5> kParts{kForward, kInverse, kCentre, kRopeMu, kPairs};
+    kPairs{"pair_points", &SideCalibration::pair_points}, kFeedback{"feedback", &SideCalibration::feedback},
+    kFeedbackGain{"feedback_gain", &SideCalibration::feedback_gain};
+constexpr std::array<Part, 7> kParts{kForward, kInverse, kCentre, kRopeMu, kPairs, kFeedback, kFeedbackGain};
 
 std::vector<std::uint64_t> part_shape(const Part& part, const LayerCalibration& layer, std::uint64_t points) {
   const auto heads = static_cast<std::uint64_t>(layer.num_kv_heads), dim = static_cast<std::uint64_t>(layer.head_dim);
-  if (part.table == kForward.table || part.table == kInverse.table) return {heads, dim, dim};
+  if (part.table == kForward.table || part.table == kInverse.table || part.table == kFeedback.table) return {heads, dim, dim};
+  if (part.table == kFeedbackGain.table) return {heads};
   if (part.table == kPairs.table) return {points, 2};
   return {heads, dim};
 }

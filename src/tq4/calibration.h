@@ -3,21 +3,25 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "tq4/codec.h"
+#include "tq4/dump.h"
 
 namespace tq4 {
 
 /// Tables of one side of one layer. Empty vectors mean "not calibrated": the codec's rotation, no centre, the codec's pair table.
 struct SideCalibration {
-  std::vector<float> forward;   ///< [Hk, D, D]: R A
-  std::vector<float> inverse;   ///< [Hk, D, D]: A^-1 R^T
-  std::vector<float> centre;    ///< [Hk, D]
-  std::vector<float> rope_mu;   ///< [Hk, D] mean of keys before RoPE (K only)
-  std::vector<float> pair_points;  ///< [4^bits, 2], shared by the heads of the layer
+  std::vector<float> forward;        ///< [Hk, D, D]: R A
+  std::vector<float> inverse;        ///< [Hk, D, D]: A^-1 R^T
+  std::vector<float> centre;         ///< [Hk, D]
+  std::vector<float> rope_mu;        ///< [Hk, D] mean of keys before RoPE (K only)
+  std::vector<float> pair_points;    ///< [4^bits, 2], shared by the heads of the layer
+  std::vector<float> feedback;       ///< [Hk, D, D]: HeadTransform::feedback of each head; empty = none
+  std::vector<float> feedback_gain;  ///< [Hk]; empty = 1
 };
 struct LayerCalibration {
   int layer = 0;
@@ -28,15 +32,51 @@ struct LayerCalibration {
   SideCalibration k, v;
 };
 struct Calibration {
-  CodecSpec spec;                ///< the spec it was made for (rotation and seed are baked into `forward`)
-  std::string model;             ///< the dump's model attribute
-  std::uint64_t fingerprint = 0; ///< calibration_fingerprint(model, layers): refused on mismatch
-  std::int64_t tokens = 0;       ///< tokens it was estimated from
+  CodecSpec spec;                 ///< the spec it was made for (rotation and seed are baked into `forward`)
+  std::string model;              ///< the dump's model attribute
+  std::uint64_t fingerprint = 0;  ///< calibration_fingerprint(model, layers): refused on mismatch
+  std::int64_t tokens = 0;        ///< tokens it was estimated from
   std::vector<LayerCalibration> layers;
   const LayerCalibration* find(int layer) const;  ///< null when the layer is not in it
 };
 
-struct DumpInfo;
+/// What calibration puts around the codebook. Each includes the ones before it; the bytes per token and the decode kernel stay the same.
+enum class CalibrationMethod : std::uint8_t {
+  Centre,     ///< the mean of each head is subtracted
+  Transform,  ///< and R A takes the place of R, A^T A = Sk^-1 # Sq: least logit error where noise is spread evenly
+  Feedback  ///< or a predictive transform: codes make good what earlier ones got wrong (HeadTransform::feedback), see eval/calibrate_tables.h
+};
+CalibrationMethod calibration_method_from_name(std::string_view name);  ///< "centre", "transform", "feedback"; throws Usage
+std::string_view calibration_method_name(CalibrationMethod method);
+
+struct CalibrateOptions {
+  CodecSpec spec;  ///< sides that are not Mse get a centre only where their kind keeps one (Fp8, Fp16, Uniform: none)
+  CalibrationMethod method = CalibrationMethod::Feedback;
+  bool rope = false;      ///< centre K before RoPE: the dump must say rope_applied and rope_theta
+  double shrink = 0.002;  ///< share of the mean eigenvalue added to every covariance, + D / (2 tokens)
+  double noise_k = 0.25;  ///< Feedback: the noise that prediction reckons with, in units of the codebook's own error
+  double noise_v = 1.0;
+  double attention_weight = 0.5;  ///< share of the statistics that is weighted by attention (needs Q): tokens and queries by p (1 - p)
+  int threads = 1;                ///< 0 = all cores; the tables do not depend on it
+  std::function<void(double)> progress;  ///< called with the finished share, from one thread at a time; may be empty
+};
+
+/// What calibration saw in one head, for tables and warnings.
+struct HeadCalibrationReport {
+  int layer = 0, head = 0;
+  Side side = Side::K;
+  double mean_share = 0;     ///< share of the energy that centring takes away
+  double expected_gain = 1;  ///< predicted error of the plain rotation over that of the calibrated transform, same codebook
+};
+struct CalibrateReport {
+  std::vector<HeadCalibrationReport> heads;
+  std::vector<std::string> warnings;  ///< too few tokens, no queries, no o_gram, constant heads: what was done instead
+};
+
+/// Estimates tables from one or more dumps of one model (each a sequence beginning at position 0). Throws BadInput where they disagree in model
+/// or shapes, where values are not finite, and where rope is asked for and the dump does not know its RoPE.
+Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& options, CalibrateReport* report = nullptr);
+
 /// XXH3-64 over the model's name and each layer's number, kv heads and head_dim: what a calibration is bound to.
 std::uint64_t calibration_fingerprint(std::string_view model, const std::vector<LayerCalibration>& layers);
 /// Throws BadInput when the calibration was made for another model (by its fingerprint) or lacks, or has in another shape, a layer of the

@@ -25,7 +25,12 @@ struct HeadTransform {
   const float* rope_mu = nullptr;  ///< [D]
   double rope_theta = 0;
   int rope_dim = 0;
-  std::int64_t position0 = 0;      ///< position of the first vector of a call; vector i is at position0 + i
+  std::int64_t position0 = 0;  ///< position of the first vector of a call; vector i is at position0 + i
+  /// Encoding only (Mse): [D, D] row-major, strictly lower triangular, zero within pairs (2i, 2i+1). What coding a coordinate got wrong is
+  /// predicted into the later ones before they are coded: the codes minimise |(I + feedback)(y - scale c)| greedily instead of |y - scale c|.
+  /// Decoding and the bytes do not change: `inverse` holds (I + feedback). Needs `forward`.
+  const float* feedback = nullptr;
+  float feedback_gain = 1;  ///< |y| times this is the scale coding starts from
 };
 
 /// Where the parts of n encoded vectors lie. Each plane is contiguous over vectors. Planes a codec does not have are null.
@@ -45,8 +50,8 @@ using EncodedIn = EncodedPlanes<const std::uint8_t, const float>;
 enum class NonFinite : std::uint8_t { Refuse, Zero };
 
 struct Exec {
-  int threads = 1;       ///< 0 = all cores. Bytes do not depend on it.
-  bool scalar = false;   ///< use the scalar reference instead of SIMD. Bytes do not depend on it either.
+  int threads = 1;                          ///< 0 = all cores. Bytes do not depend on it.
+  bool scalar = false;                      ///< use the scalar reference instead of SIMD. Bytes do not depend on it either.
   NonFinite nonfinite = NonFinite::Refuse;  ///< Refuse: throw BadInput with the vector and coordinate; Zero: replace by 0
 };
 
@@ -56,8 +61,8 @@ class Codec {
   Codec(const SideSpec& spec, int head_dim);
   /// With the tables as stored in a file; nothing is derived again. `pairs` may be null (product of the codebook). Mixed takes its
   /// `outlier` codebook and Prod its [D, D] `qjl` matrix from the file too (null: derived from the spec).
-  Codec(const SideSpec& spec, int head_dim, Codebook codebook, Rotation rotation, const PairTable* pairs,
-        const Codebook* outlier = nullptr, const std::vector<float>* qjl = nullptr);
+  Codec(const SideSpec& spec, int head_dim, Codebook codebook, Rotation rotation, const PairTable* pairs, const Codebook* outlier = nullptr,
+        const std::vector<float>* qjl = nullptr);
   ~Codec();
   Codec(Codec&&) noexcept;
   Codec& operator=(Codec&&) noexcept;
@@ -67,13 +72,13 @@ class Codec {
   const Codebook& codebook() const;          ///< empty for Fp8, Uniform, Fp16. Mixed: the lower-bit book
   const Codebook& outlier_codebook() const;  ///< Mixed: the book with one bit more
   const Rotation& rotation() const;
-  const PairTable& pair_table() const;       ///< Mse at 1..4 bits: what the decoders use; else empty
+  const PairTable& pair_table() const;           ///< Mse at 1..4 bits: what the decoders use; else empty
   const std::vector<float>& qjl_matrix() const;  ///< Prod: [D, D] seeded Gaussian; else empty
 
-  std::size_t code_bytes() const;            ///< bytes of one row of `codes`: ceil(D * bits / 8), D for Fp8, 2 D for Fp16
-  bool has_scale() const;                    ///< Mse, Prod, Mixed, Uniform
-  bool has_zero() const;                     ///< Uniform
-  bool has_signs() const;                    ///< Prod (signs and residual_norm)
+  std::size_t code_bytes() const;  ///< bytes of one row of `codes`: ceil(D * bits / 8), D for Fp8, 2 D for Fp16
+  bool has_scale() const;          ///< Mse, Prod, Mixed, Uniform
+  bool has_zero() const;           ///< Uniform
+  bool has_signs() const;          ///< Prod (signs and residual_norm)
   /// Bytes a vector takes in all (codes, scale, zero, signs, residual norm at their stored widths).
   std::size_t vector_bytes() const;
   /// The theoretical relative squared error on random unit vectors with the codebook's own scale rule; NaN where unknown.

@@ -51,7 +51,8 @@ struct SideTables {
   const float* pair_points = nullptr;    ///< the same in fp32 [4^bits, 2]; non-null only for a true 2-D codebook (encode must search)
   const float* forward_t = nullptr;      ///< forward and inverse transposed, fp32: lanes run over output coordinates
   const float* inverse_t = nullptr;      ///< K: what queries are multiplied by, in fp32
-  const float* centre_rotated = nullptr; ///< forward * centre [num_kv_heads, D] or null
+  const float* centre_rotated = nullptr; ///< what inverse turns into centre (forward * centre where they are inverses) [num_kv_heads, D] or null
+  bool feedback = false;                 ///< codes are made with HeadTransform::feedback: encode and store refuse, decoding is as ever
   const std::uint64_t* rope_turns = nullptr;  ///< [rope_dim / 2] turns a position in units of 2^-64 (wraps); with rope_mu only
   bool per_head = false;
   bool hadamard = false;                 ///< forward is an (un)signed Hadamard of one power-of-two block: butterflies serve

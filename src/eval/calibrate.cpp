@@ -1,0 +1,199 @@
+// tq4 calibrate: dumps in, tables out. Every head is one task; a head's statistics are gathered over all dumps, weighted by attention where
+// there are queries, and turned into tables.
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+#include <string>
+
+#include "eval/calibrate_statistics.h"
+#include "eval/calibrate_tables.h"
+#include "eval/parallel.h"
+#include "tq4/calibration.h"
+#include "tq4/error.h"
+
+namespace tq4 {
+namespace {
+
+constexpr std::int64_t kTokensPerDimension = 4;  ///< fewer than this times head_dim: warn
+
+void check_dumps(const std::vector<Dump*>& dumps, const CalibrateOptions& options) {
+  if (dumps.empty()) throw Error(ErrorCode::Usage, "calibration needs at least one dump");
+  const DumpInfo& first = dumps.front()->info();
+  if (first.layers.empty()) throw Error(ErrorCode::BadInput, "has no layers", first.path);
+  for (const Dump* dump : dumps) {
+    const DumpInfo& info = dump->info();
+    bool same = info.model == first.model && info.layers.size() == first.layers.size();
+    for (std::size_t i = 0; same && i < info.layers.size(); ++i) {
+      const LayerInfo &a = info.layers[i], &b = first.layers[i];
+      same = a.layer == b.layer && a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim && a.num_q_heads == b.num_q_heads;
+    }
+    if (!same) throw Error(ErrorCode::BadInput, "is of another model or shape than " + first.path, info.path);
+    if (options.rope && !(info.rope_applied && info.rope_theta > 0)) {
+      throw Error(ErrorCode::BadInput, "centring before RoPE needs the attributes rope_applied and rope_theta", info.path);
+    }
+  }
+  for (const LayerInfo& layer : first.layers) {
+    validate(options.spec.k, layer.head_dim);
+    validate(options.spec.v, layer.head_dim);
+  }
+}
+
+bool has_codes(const SideSpec& side) { return side.kind == CodeKind::Mse || side.kind == CodeKind::Mixed || side.kind == CodeKind::Prod; }
+
+/// Where a head's tables go: slices of a layer's vectors, sized beforehand so that heads may be written from several threads.
+struct HeadSlot {
+  SideCalibration* side;
+  std::size_t head, dim;
+  void put(std::vector<float>& table, const std::vector<float>& values, std::size_t stride) const {
+    std::copy(values.begin(), values.end(), table.begin() + static_cast<std::ptrdiff_t>(head * stride));
+  }
+};
+
+}  // namespace
+
+Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& options, CalibrateReport* report) {
+  check_dumps(dumps, options);
+  const DumpInfo& info = dumps.front()->info();
+  Calibration out;
+  out.spec = options.spec;
+  out.model = info.model;
+  for (const Dump* dump : dumps) out.tokens += dump->info().layers.front().tokens;
+
+  struct Task {
+    std::size_t layer_index;
+    int head;
+  };
+  std::vector<Task> tasks;
+  const auto method_for = [&](const SideSpec& side) {
+    // The predictive transform and R A are for codebooks of unit vectors; Mixed and Prod keep the rotation and get a centre.
+    return side.kind == CodeKind::Mse && !side.norm_correction ? options.method : CalibrationMethod::Centre;
+  };
+  for (std::size_t i = 0; i < info.layers.size(); ++i) {
+    const LayerInfo& shape = info.layers[i];
+    LayerCalibration layer;
+    layer.layer = shape.layer;
+    layer.num_kv_heads = shape.num_kv_heads;
+    layer.head_dim = shape.head_dim;
+    if (options.rope) {
+      layer.rope_theta = info.rope_theta;
+      layer.rope_dim = shape.head_dim;
+    }
+    const auto heads = static_cast<std::size_t>(shape.num_kv_heads), dim = static_cast<std::size_t>(shape.head_dim);
+    for (const Side side : {Side::K, Side::V}) {
+      const SideSpec& spec = side == Side::K ? options.spec.k : options.spec.v;
+      SideCalibration& tables = side == Side::K ? layer.k : layer.v;
+      if (!has_codes(spec)) continue;
+      if (side == Side::K && options.rope) {
+        tables.rope_mu.resize(heads * dim);
+      } else {
+        tables.centre.resize(heads * dim);
+      }
+      if (method_for(spec) == CalibrationMethod::Centre) continue;
+      tables.forward.resize(heads * dim * dim);
+      tables.inverse.resize(heads * dim * dim);
+      if (method_for(spec) == CalibrationMethod::Feedback) {
+        tables.feedback.resize(heads * dim * dim);
+        tables.feedback_gain.assign(heads, 1.0f);
+      }
+    }
+    out.layers.push_back(std::move(layer));
+    for (int head = 0; head < shape.num_kv_heads; ++head) tasks.push_back({i, head});
+  }
+
+  CalibrateReport seen;
+  seen.heads.resize(2 * tasks.size());
+  std::vector<std::vector<std::string>> warnings(tasks.size());
+  std::mutex dumps_mutex, progress_mutex;
+  std::int64_t done = 0;
+  eval::parallel_for(static_cast<std::int64_t>(tasks.size()), options.threads, [&](std::int64_t t, int) {
+    const Task task = tasks[static_cast<std::size_t>(t)];
+    LayerCalibration& layer = out.layers[task.layer_index];
+    const int dim = layer.head_dim;
+    const auto d = static_cast<std::size_t>(dim);
+    const std::string where = "layer " + std::to_string(layer.layer) + " head " + std::to_string(task.head) + ": ";
+    std::vector<std::string>& warn = warnings[static_cast<std::size_t>(t)];
+    eval::HeadStatistics statistics = eval::gather_statistics(dumps, task.layer_index, task.head, options, dumps_mutex);
+    if (statistics.tokens == 0) throw Error(ErrorCode::BadInput, "has no tokens to calibrate from", where);
+    const double shrink = options.shrink + static_cast<double>(dim) / (2.0 * static_cast<double>(statistics.tokens));
+    if (statistics.tokens < kTokensPerDimension * dim) {
+      warn.push_back(where + std::to_string(statistics.tokens) + " tokens are few for head_dim " + std::to_string(dim) +
+                     "; covariances are shrunk by " + std::to_string(static_cast<int>(100 * shrink + 0.5)) + "%");
+    }
+    for (const Side side : {Side::K, Side::V}) {
+      const bool is_k = side == Side::K;
+      const SideSpec& spec = is_k ? options.spec.k : options.spec.v;
+      SideCalibration& tables = is_k ? layer.k : layer.v;
+      if (!has_codes(spec)) continue;
+      const CalibrationMethod method = method_for(spec);
+      const Rotation rotation = make_rotation(spec.rotation, dim, spec.seed);
+      const core::Matrix& weight = is_k ? statistics.query : statistics.value_gram;
+      eval::TableProblem problem;
+      problem.dim = dim;
+      problem.bits = spec.bits;
+      problem.pairs = spec.pair_codebook;
+      problem.noise = is_k ? options.noise_k : options.noise_v;
+      problem.shrink = shrink;
+      problem.method = method;
+      problem.weight = weight.empty() ? nullptr : &weight;
+      problem.rotation = &rotation.matrix;
+      eval::Moments& moments = is_k ? statistics.k : statistics.v;
+      problem.covariance = &moments.covariance;
+      const double before = is_k ? statistics.k_energy : statistics.v_energy;
+      const double after = core::trace(moments.covariance, dim);
+      const bool constant = !(after > 1e-9 * before);
+      const core::Matrix nothing(d * d);
+      if (constant) {
+        problem.covariance = &nothing;
+        warn.push_back(where + (is_k ? "keys" : "values") + " are constant: only their mean is kept");
+      }
+      if (method != CalibrationMethod::Centre && weight.empty()) {
+        warn.push_back(where + (is_k ? "no queries: key errors count equally in all directions"
+                                     : "no o_gram: value errors count equally in all directions"));
+      }
+      eval::HeadTables made = eval::make_tables(problem);
+      if (is_k && !constant && !weight.empty() && method != CalibrationMethod::Centre) {
+        eval::weight_by_attention(statistics, dumps, task.layer_index, task.head, options, made.forward, dumps_mutex);
+        made = eval::make_tables(problem);
+      }
+      const HeadSlot slot{&tables, static_cast<std::size_t>(task.head), d};
+      const std::vector<double>& mean = is_k && options.rope ? statistics.rope_mean : moments.mean;
+      slot.put(is_k && options.rope ? tables.rope_mu : tables.centre, std::vector<float>(mean.begin(), mean.end()), d);
+      if (method != CalibrationMethod::Centre) {
+        slot.put(tables.forward, made.forward, d * d);
+        slot.put(tables.inverse, made.inverse, d * d);
+      }
+      if (!tables.feedback.empty()) {
+        if (!made.feedback.empty()) slot.put(tables.feedback, made.feedback, d * d);
+        tables.feedback_gain[slot.head] = made.gain;
+      }
+      HeadCalibrationReport& entry = seen.heads[2 * static_cast<std::size_t>(t) + (is_k ? 0 : 1)];
+      entry = {layer.layer, task.head, side, before > 0 ? std::max(0.0, 1 - after / before) : 0, made.expected_gain};
+    }
+    if (options.progress) {
+      const std::lock_guard lock(progress_mutex);
+      options.progress(static_cast<double>(++done) / static_cast<double>(tasks.size()));
+    }
+  });
+  for (const auto& list : warnings) seen.warnings.insert(seen.warnings.end(), list.begin(), list.end());
+  out.fingerprint = calibration_fingerprint(out.model, out.layers);
+  if (report != nullptr) *report = std::move(seen);
+  return out;
+}
+
+CalibrationMethod calibration_method_from_name(std::string_view name) {
+  for (const CalibrationMethod method : {CalibrationMethod::Centre, CalibrationMethod::Transform, CalibrationMethod::Feedback}) {
+    if (name == calibration_method_name(method)) return method;
+  }
+  throw Error(ErrorCode::Usage, "'" + std::string(name) + "' is not one of centre, transform, feedback");
+}
+
+std::string_view calibration_method_name(CalibrationMethod method) {
+  switch (method) {
+    case CalibrationMethod::Centre: return "centre";
+    case CalibrationMethod::Transform: return "transform";
+    case CalibrationMethod::Feedback: return "feedback";
+  }
+  return "?";
+}
+
+}  // namespace tq4
