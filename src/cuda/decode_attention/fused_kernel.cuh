@@ -151,11 +151,11 @@ struct Kernel : Merges<C> {
     std::uint32_t slot = ring, bar = bars, parity = 0;
 
     for (int begin = plan.begin;;) {
-      // The round's pairs. Every warp writes the same table and reads back its own writes.
+      // The round's pairs.
       int pairs = 0, round_end;
       Pair pair = first;
       for (;;) {
-        if (lane == 0) {
+        if (warp == 0 && lane == 0) {
           sts32(C::kPairTable + pairs * 32, pair.seq);
           sts32(C::kPairTable + pairs * 32 + 4, pair.head);
           sts32(C::kPairTable + pairs * 32 + 8, 1);
@@ -168,13 +168,14 @@ struct Kernel : Merges<C> {
         if (round_end == plan.end || pairs == C::Pairs) break;
         pair.next(p);
       }
-      __syncwarp();
       Walk walk;
       walk.enter(p, first, begin, round_end, warp);
       Loader<C::CodeBytes, C::ScaleBytes> loader;
       const std::uint32_t walk_at = C::kWalks + warp * 64;
       loader.start(p, walk, walk_at + 32, lane);
       walk.rest(walk_at, lane);
+
+      __syncthreads();  // the table of pairs
 
       // Queries come first: once the tiles are asked for, everything else waits behind them.
       if (p.query_matrix) {

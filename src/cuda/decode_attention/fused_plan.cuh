@@ -129,6 +129,7 @@ struct Walk {
   __device__ __forceinline__ int segment_end() const { return min(end, pair.end()); }
   /// To shared memory and back: 32 bytes that belong to this warp.
   __device__ __forceinline__ void rest(std::uint32_t at, int lane) const {
+    __syncwarp();  // the others have read what was there
     if (lane == 0) {
       asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(pair.seq), "r"(pair.head), "r"(pair.seq_len), "r"(pair.begin)
                    : "memory");

@@ -141,7 +141,9 @@ struct Rotations {
       const int slot = row / S::Rows, r = row % S::Rows;
       if (slot >= pairs || r >= rows() || !pair_word(slot, 2)) return;
       const int head = pair_word(slot, 1);
-      if (p.v_centre && p.inverse_matrix) v += __ldg(p.v_centre + head * D + dim);
+      const bool sees_a_token =
+          pair_word(slot, 3) - p.q_len + (r * p.group_reciprocal >> 16) >= 0;  // without one the output is 0, not the centre
+      if (p.v_centre && p.inverse_matrix && sees_a_token) v += __ldg(p.v_centre + head * D + dim);
       std::uint16_t* out = static_cast<std::uint16_t*>(p.out) + row_offset(pair_word(slot, 0), head, r) + dim;
       *out = p.q_is_bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(v)) : __half_as_ushort(__float2half_rn(v));
     };
