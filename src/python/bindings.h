@@ -7,7 +7,8 @@
 
 namespace tq4::python {
 
-void bind_tables(nb::module_& m);  ///< specs, codebooks, rotations
-void bind_codec(nb::module_& m);   ///< SideCodec
+void bind_tables(nb::module_& m);     ///< specs, codebooks, rotations
+void bind_codec(nb::module_& m);      ///< SideCodec
+void bind_container(nb::module_& m);  ///< Container
 
 }  // namespace tq4::python

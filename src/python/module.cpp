@@ -46,4 +46,5 @@ NB_MODULE(_core, m) {
   });
   bind_tables(m);
   bind_codec(m);
+  bind_container(m);
 }

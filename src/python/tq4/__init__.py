@@ -9,6 +9,7 @@ Tensors come through DLPack or the buffer protocol and are not copied; torch is 
 """
 
 from ._codec import Codec, Encoded
+from ._container import File, Layer, LazyArray, open
 from ._core import Calibration
 from ._errors import (
     BadInputError,
@@ -35,7 +36,10 @@ __all__ = [
     "DeviceError",
     "Encoded",
     "Error",
+    "File",
     "HeadDimError",
+    "Layer",
+    "LazyArray",
     "NoDeviceError",
     "OperationError",
     "ShapeError",
@@ -43,5 +47,6 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "codebook",
+    "open",
     "rotation",
 ]
