@@ -23,7 +23,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
 ctest --preset "$preset" -j "$jobs" >"$log" 2>&1 || status=$?
-if [ $status -ne 0 ]; then cat "$log"; else grep -E 'Skipped|Disabled' "$log" || true; fi
+if [ $status -ne 0 ]; then cat "$log"; else grep -E '\((Skipped|Disabled)\)$' "$log" || true; fi
 echo "== tests of preset $preset: $(grep -cE '^ *[0-9]+/[0-9]+ Test .* Passed' "$log") passed, $(grep -cE '^ *[0-9]+/[0-9]+ Test .*\*\*\*Skipped' "$log") skipped"
 grep -E 'tests passed|Total Test time' "$log" || true
 exit $status
