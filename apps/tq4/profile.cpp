@@ -22,8 +22,8 @@ struct Options {
   int head_dim = 128, samples = 30;
   std::string op = "decode", dtype = "fp16", device = "cuda";
   CodecOptions codec;
-  bool padded = false, ragged = false, calibrated = false, rope = false, general = false, no_rotation = false, no_baselines = false, no_check = false,
-       dry_run = false;
+  bool padded = false, ragged = false, calibrated = false, rope = false, general = false, no_rotation = false, no_baselines = false,
+       no_check = false, dry_run = false;
   std::uint64_t seed = 1;
   OutputOptions output;
 };
@@ -42,7 +42,8 @@ struct Heads {
 Heads parse_heads(const std::string& text) {
   const std::size_t slash = text.find('/');
   const Heads h{parse_count(text.substr(0, slash)), slash == std::string::npos ? parse_count(text) : parse_count(text.substr(slash + 1))};
-  if (h.q < 1 || h.kv < 1 || h.q % h.kv != 0) throw Error(ErrorCode::Usage, fmt::format("'{}' must be QUERY/KV with QUERY a multiple of KV", text), "--heads");
+  if (h.q < 1 || h.kv < 1 || h.q % h.kv != 0)
+    throw Error(ErrorCode::Usage, fmt::format("'{}' must be QUERY/KV with QUERY a multiple of KV", text), "--heads");
   return h;
 }
 
@@ -133,8 +134,14 @@ void dry_run(const Options& o, const std::vector<Point>& points, const gpu::Prof
   nlohmann::json plan = nlohmann::json::array();
   for (const Point& p : points) {
     const gpu::ProfilePlan need = gpu::profile_plan(p.shape, options, device);
-    table.add({p.codec, std::string(layout_name(p.shape.layout)), p.heads, p.shape.batch, p.shape.ctx, need.caches, Cell::bytes(need.bytes)});
-    plan.push_back({{"codec", p.codec}, {"heads", p.heads}, {"batch", p.shape.batch}, {"ctx", p.shape.ctx}, {"caches", need.caches}, {"memory_bytes", need.bytes}});
+    table.add(
+        {p.codec, std::string(layout_name(p.shape.layout)), p.heads, p.shape.batch, p.shape.ctx, need.caches, Cell::bytes(need.bytes)});
+    plan.push_back({{"codec", p.codec},
+                    {"heads", p.heads},
+                    {"batch", p.shape.batch},
+                    {"ctx", p.shape.ctx},
+                    {"caches", need.caches},
+                    {"memory_bytes", need.bytes}});
   }
   nlohmann::json result = result_envelope("profile");
   result["plan"] = std::move(plan);
@@ -191,10 +198,11 @@ void run(const Options& o) {
       const double t = r.time.median, rate = r.bytes / t;
       const auto ratio = [&](const gpu::Timing& base) { return base.median > 0 ? base.median / t : kNone; };
       const auto micro = [&](const gpu::Timing& base) { return base.median > 0 ? base.median * 1e6 : kNone; };
-      table.add({p.codec, std::string(layout_name(p.shape.layout)), p.heads, p.shape.q_len, p.shape.batch, p.shape.ctx, Cell::fixed(t * 1e6, 1),
-                 Cell::fixed(r.time.low * 1e6, 1), Cell::fixed(r.time.high * 1e6, 1), Cell::bytes(static_cast<std::uint64_t>(r.bytes)), Cell::fixed(rate * 1e-9, 0),
-                 Cell::fixed(100 * rate / ceiling, 1), Cell::fixed(micro(r.fp16), 1), Cell::fixed(ratio(r.fp16), 2), Cell::fixed(micro(r.fp8), 1),
-                 Cell::fixed(ratio(r.fp8), 2), Cell::number(r.relative_error >= 0 ? r.relative_error : kNone, 2), r.path});
+      table.add({p.codec, std::string(layout_name(p.shape.layout)), p.heads, p.shape.q_len, p.shape.batch, p.shape.ctx,
+                 Cell::fixed(t * 1e6, 1), Cell::fixed(r.time.low * 1e6, 1), Cell::fixed(r.time.high * 1e6, 1),
+                 Cell::bytes(static_cast<std::uint64_t>(r.bytes)), Cell::fixed(rate * 1e-9, 0), Cell::fixed(100 * rate / ceiling, 1),
+                 Cell::fixed(micro(r.fp16), 1), Cell::fixed(ratio(r.fp16), 2), Cell::fixed(micro(r.fp8), 1), Cell::fixed(ratio(r.fp8), 2),
+                 Cell::number(r.relative_error >= 0 ? r.relative_error : kNone, 2), r.path});
     }
   }
   nlohmann::json result = result_envelope("profile");
@@ -203,8 +211,9 @@ void run(const Options& o) {
   result["ceiling_bytes_per_second"] = ceiling;
   result["launch_seconds"] = launch;
   result["points"] = std::move(list);
-  const std::string head = fmt::format("{}: reads {:.0f} GB/s, an empty kernel takes {:.2f} us; cold caches, one CUDA graph, median of {}\n", info.name,
-                                       ceiling * 1e-9, launch * 1e6, o.samples);
+  const std::string head =
+      fmt::format("{}: reads {:.0f} GB/s, an empty kernel takes {:.2f} us; cold caches, one CUDA graph, median of {}\n", info.name,
+                  ceiling * 1e-9, launch * 1e6, o.samples);
   emit(o.output, result, table, head + table.text() + skipped);
 }
 

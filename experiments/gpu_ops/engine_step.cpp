@@ -30,7 +30,9 @@ int main() try {
   step.cache = {layout, device(std::vector<std::uint8_t>(static_cast<std::size_t>(layout.block_stride * kPages))), kPages};
   std::vector<std::int32_t> table(kPages);  // sequence s owns pages s, s + 2, s + 4, ...
   for (int i = 0; i < kPages; ++i) table[static_cast<std::size_t>(i)] = i % (kMax / kBlock) * kSeqs + i / (kMax / kBlock);
-  const auto slot = [&](int s, int p) { return static_cast<std::int64_t>(table[static_cast<std::size_t>(s * kMax / kBlock + p / kBlock)]) * kBlock + p % kBlock; };
+  const auto slot = [&](int s, int p) {
+    return static_cast<std::int64_t>(table[static_cast<std::size_t>(s * kMax / kBlock + p / kBlock)]) * kBlock + p % kBlock;
+  };
   step.block_table = device(table);
   step.block_table_stride = kMax / kBlock;
   step.num_seqs = kSeqs, step.num_q_heads = kQHeads, step.max_seq_len = kMax;
@@ -79,7 +81,8 @@ int main() try {
   }
   std::uint16_t first = 0;
   cudaMemcpy(&first, out, sizeof(first), cudaMemcpyDeviceToHost);
-  std::printf("%d tokens a sequence, first output %g, %s\n", kPrompt + kSteps, static_cast<double>(half_to_float(first)), cudaGetErrorString(cudaGetLastError()));
+  std::printf("%d tokens a sequence, first output %g, %s\n", kPrompt + kSteps, static_cast<double>(half_to_float(first)),
+              cudaGetErrorString(cudaGetLastError()));
   return 0;
 } catch (const tq4::Error& error) {
   std::fprintf(stderr, "%s\n", error.what());

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <functional>
+#include <limits>
 #include <numbers>
 #include <string>
 
@@ -33,7 +33,8 @@ std::vector<double> companded_start(const Density& density, std::size_t half_lev
   for (int i = 0; i < kSteps; ++i) {
     const double middle = (i + 0.5) * step;
     const double width = density.x((i + 1) * step) - density.x(i * step);
-    cumulative[static_cast<std::size_t>(i) + 1] = cumulative[static_cast<std::size_t>(i)] + std::cbrt(density.pdf(density.x(middle))) * width;
+    cumulative[static_cast<std::size_t>(i) + 1] =
+        cumulative[static_cast<std::size_t>(i)] + std::cbrt(density.pdf(density.x(middle))) * width;
   }
   std::vector<double> start(half_levels);
   for (std::size_t i = 0; i < half_levels; ++i) {
@@ -174,15 +175,9 @@ Codebook make_codebook(CodebookKind kind, int bits, int dim) {
   std::vector<double> half;
   switch (kind) {
     case CodebookKind::Sphere:
-    case CodebookKind::Gaussian:
-      half = solve_lloyd_max(density_of(kind, dim), half_levels);
-      break;
-    case CodebookKind::TurboquantVllm:
-      half = turboquant_vllm_half(half_levels, dim);
-      break;
-    case CodebookKind::Vllm:
-      half = vllm_half(half_levels, dim);
-      break;
+    case CodebookKind::Gaussian: half = solve_lloyd_max(density_of(kind, dim), half_levels); break;
+    case CodebookKind::TurboquantVllm: half = turboquant_vllm_half(half_levels, dim); break;
+    case CodebookKind::Vllm: half = vllm_half(half_levels, dim); break;
   }
   if (half.empty()) throw Error(ErrorCode::Usage, "unknown codebook kind");
   Codebook book{kind, bits, dim, {}, {}};

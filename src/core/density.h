@@ -14,11 +14,11 @@ class Density {
   static Density sphere(int dim);  ///< dim >= 3
   static Density normal(int dim);
 
-  double x(double t) const;       ///< coordinate at parameter t
-  double t(double x) const;       ///< inverse of x(t)
-  double pdf(double x) const;     ///< density with respect to dx
-  double weight(double t) const;  ///< density with respect to dt
-  double t_end(double t_begin) const;  ///< where the tail that starts at t_begin has decayed below 1e-17 of its start
+  double x(double t) const;                ///< coordinate at parameter t
+  double t(double x) const;                ///< inverse of x(t)
+  double pdf(double x) const;              ///< density with respect to dx
+  double weight(double t) const;           ///< density with respect to dt
+  double t_end(double t_begin) const;      ///< where the tail that starts at t_begin has decayed below 1e-17 of its start
   double panel() const { return panel_; }  ///< width in t over which one quadrature panel is exact
 
   /// Integrals of 1, x and (x - around)^2 against the density over x in [from, to]; to < 0 stands for the end of the support.

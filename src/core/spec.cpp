@@ -21,23 +21,13 @@ void validate(const SideSpec& side, int head_dim) {
     throw Error(ErrorCode::Unsupported, "head_dim must be a multiple of 8 from 32 to 512, not " + std::to_string(head_dim));
   }
   switch (side.kind) {
-    case CodeKind::Mse:
-      check_bits(side, 1, 8, "mse");
-      break;
-    case CodeKind::Prod:
-      check_bits(side, 2, 5, "prod");
-      break;
-    case CodeKind::Mixed:
-      check_bits(side, 1, 7, "mixed");
-      break;
-    case CodeKind::Uniform:
-      check_bits(side, 2, 8, "uniform");
-      break;
+    case CodeKind::Mse: check_bits(side, 1, 8, "mse"); break;
+    case CodeKind::Prod: check_bits(side, 2, 5, "prod"); break;
+    case CodeKind::Mixed: check_bits(side, 1, 7, "mixed"); break;
+    case CodeKind::Uniform: check_bits(side, 2, 8, "uniform"); break;
     case CodeKind::Fp8:
-    case CodeKind::Fp16:
-      break;
-    default:
-      throw Error(ErrorCode::Usage, "unknown code kind");
+    case CodeKind::Fp16: break;
+    default: throw Error(ErrorCode::Usage, "unknown code kind");
   }
   if (side.pair_codebook) {
     if (side.kind != CodeKind::Mse) throw Error(ErrorCode::Usage, "a pair codebook needs an mse codec");

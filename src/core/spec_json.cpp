@@ -74,7 +74,8 @@ class Members {
   int integer(const char* name, int lowest, int highest) {
     const json& value = member(name);
     if (!value.is_number_integer()) bad(where_ + "." + name + " must be an integer");
-    if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(highest)) bad(where_ + "." + name + " is too large");
+    if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(highest))
+      bad(where_ + "." + name + " is too large");
     const auto number = value.get<std::int64_t>();
     if (number < lowest || number > highest) bad(where_ + "." + name + " is out of range");
     return static_cast<int>(number);

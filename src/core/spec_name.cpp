@@ -206,7 +206,8 @@ CodecSpec spec_from_name(std::string_view name) {
       }
     }
   }
-  const std::string hint = nearest != nullptr && best <= std::max<std::size_t>(2, low.size() / 2) ? "; did you mean \"" + *nearest + "\"?" : "";
+  const std::string hint =
+      nearest != nullptr && best <= std::max<std::size_t>(2, low.size() / 2) ? "; did you mean \"" + *nearest + "\"?" : "";
   throw Error(ErrorCode::Usage, "unknown codec \"" + std::string(name.substr(0, 64)) + "\"" + hint +
                                     " (known: tq1..tq8, tq2.5, tq3.5, kAvB as in k4v3, fp8, fp16, with -2d, -norm, -prod; turboquant-vllm, "
                                     "turboquant-vllm-kAvB, vllm:k8v4, vllm:4bit_nc, vllm:k3v4_nc, vllm:3bit_nc)");

@@ -26,37 +26,26 @@ constexpr std::uint32_t shift_round_even(std::uint32_t value, int shift) {
 
 std::size_t dtype_size(DType dtype) {
   switch (dtype) {
-    case DType::U8:
-      return 1;
+    case DType::U8: return 1;
     case DType::F16:
-    case DType::BF16:
-      return 2;
+    case DType::BF16: return 2;
     case DType::F32:
-    case DType::I32:
-      return 4;
+    case DType::I32: return 4;
     case DType::I64:
-    case DType::F64:
-      return 8;
+    case DType::F64: return 8;
   }
   throw Error(ErrorCode::Usage, "unknown element type");
 }
 
 std::string_view dtype_name(DType dtype) {
   switch (dtype) {
-    case DType::F16:
-      return "float16";
-    case DType::BF16:
-      return "bfloat16";
-    case DType::F32:
-      return "float32";
-    case DType::U8:
-      return "uint8";
-    case DType::I32:
-      return "int32";
-    case DType::I64:
-      return "int64";
-    case DType::F64:
-      return "float64";
+    case DType::F16: return "float16";
+    case DType::BF16: return "bfloat16";
+    case DType::F32: return "float32";
+    case DType::U8: return "uint8";
+    case DType::I32: return "int32";
+    case DType::I64: return "int64";
+    case DType::F64: return "float64";
   }
   throw Error(ErrorCode::Usage, "unknown element type");
 }
@@ -69,10 +58,10 @@ DType dtype_from_name(std::string_view name) {
     DType dtype;
   };
   static constexpr Entry kNames[] = {
-      {"float16", DType::F16}, {"fp16", DType::F16},    {"f16", DType::F16},   {"half", DType::F16},  {"bfloat16", DType::BF16},
-      {"bf16", DType::BF16},   {"float32", DType::F32}, {"fp32", DType::F32},  {"f32", DType::F32},   {"float", DType::F32},
-      {"float64", DType::F64}, {"fp64", DType::F64},    {"f64", DType::F64},   {"double", DType::F64}, {"uint8", DType::U8},
-      {"u8", DType::U8},       {"int32", DType::I32},   {"i32", DType::I32},   {"int64", DType::I64}, {"i64", DType::I64},
+      {"float16", DType::F16}, {"fp16", DType::F16},    {"f16", DType::F16},  {"half", DType::F16},   {"bfloat16", DType::BF16},
+      {"bf16", DType::BF16},   {"float32", DType::F32}, {"fp32", DType::F32}, {"f32", DType::F32},    {"float", DType::F32},
+      {"float64", DType::F64}, {"fp64", DType::F64},    {"f64", DType::F64},  {"double", DType::F64}, {"uint8", DType::U8},
+      {"u8", DType::U8},       {"int32", DType::I32},   {"i32", DType::I32},  {"int64", DType::I64},  {"i64", DType::I64},
   };
   for (const Entry& entry : kNames) {
     if (entry.name == low) return entry.dtype;
@@ -128,7 +117,7 @@ std::uint8_t float_to_e4m3(float value) noexcept {
   const std::uint32_t magnitude = bits & ~kSignMask;
   if (magnitude > kFloatInf) return 0x7f;
   if (magnitude >= 0x43e00000u) return static_cast<std::uint8_t>(sign | 0x7eu);  // >= 448 saturates
-  if (magnitude >= 0x3c800000u) {                                                 // >= 2^-6: normal
+  if (magnitude >= 0x3c800000u) {                                                // >= 2^-6: normal
     // Rounding may carry to 448 but never past it: magnitude < 448 = 1.75 * 2^8, the largest finite value.
     return static_cast<std::uint8_t>(sign | (shift_round_even(magnitude, 20) - (120u << 3)));
   }
@@ -162,17 +151,13 @@ void to_float(const void* src, DType dtype, std::size_t count, float* dst) {
     }
   };
   switch (dtype) {
-    case DType::F16:
-      return each(std::uint16_t{}, half_to_float);
-    case DType::BF16:
-      return each(std::uint16_t{}, bf16_to_float);
+    case DType::F16: return each(std::uint16_t{}, half_to_float);
+    case DType::BF16: return each(std::uint16_t{}, bf16_to_float);
     case DType::F32:
       if (count != 0) std::memcpy(dst, src, count * sizeof(float));
       return;
-    case DType::F64:
-      return each(double{}, [](double v) { return static_cast<float>(v); });
-    default:
-      throw Error(ErrorCode::Usage, "cannot convert " + std::string(dtype_name(dtype)) + " to float32");
+    case DType::F64: return each(double{}, [](double v) { return static_cast<float>(v); });
+    default: throw Error(ErrorCode::Usage, "cannot convert " + std::string(dtype_name(dtype)) + " to float32");
   }
 }
 
@@ -185,17 +170,13 @@ void from_float(const float* src, std::size_t count, DType dtype, void* dst) {
     }
   };
   switch (dtype) {
-    case DType::F16:
-      return each(float_to_half);
-    case DType::BF16:
-      return each(float_to_bf16);
+    case DType::F16: return each(float_to_half);
+    case DType::BF16: return each(float_to_bf16);
     case DType::F32:
       if (count != 0) std::memcpy(dst, src, count * sizeof(float));
       return;
-    case DType::F64:
-      return each([](float v) { return static_cast<double>(v); });
-    default:
-      throw Error(ErrorCode::Usage, "cannot convert float32 to " + std::string(dtype_name(dtype)));
+    case DType::F64: return each([](float v) { return static_cast<double>(v); });
+    default: throw Error(ErrorCode::Usage, "cannot convert float32 to " + std::string(dtype_name(dtype)));
   }
 }
 

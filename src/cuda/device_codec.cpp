@@ -117,7 +117,8 @@ void add_transform(Arena& arena, const Codec& codec, const SideCalibration& cali
         rotated[static_cast<std::size_t>(h) * dim + i] = static_cast<float>(sum);
       }
       if (!t.feedback) continue;
-      const std::vector<float> mean(calibration.centre.begin() + static_cast<std::ptrdiff_t>(h) * dim, calibration.centre.begin() + static_cast<std::ptrdiff_t>(h + 1) * dim);
+      const std::vector<float> mean(calibration.centre.begin() + static_cast<std::ptrdiff_t>(h) * dim,
+                                    calibration.centre.begin() + static_cast<std::ptrdiff_t>(h + 1) * dim);
       const std::vector<float> seen = core::least_squares(inverse.data() + static_cast<std::size_t>(h) * square, mean.data(), dim);
       std::copy(seen.begin(), seen.end(), rotated.begin() + static_cast<std::ptrdiff_t>(h) * dim);
     }

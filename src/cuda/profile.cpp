@@ -92,14 +92,16 @@ Timing time_graph(int calls, int samples, const std::function<void(int, cudaStre
 }
 
 /// Every page of the cache in random order, dealt to the sequences.
-std::vector<std::int32_t> block_table(const std::vector<std::int32_t>& lengths, int block_size, std::int64_t pages, std::int64_t stride, std::uint64_t seed) {
+std::vector<std::int32_t> block_table(const std::vector<std::int32_t>& lengths, int block_size, std::int64_t pages, std::int64_t stride,
+                                      std::uint64_t seed) {
   std::vector<std::int32_t> order(static_cast<std::size_t>(pages));
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), std::mt19937_64(seed));
   std::vector<std::int32_t> table(lengths.size() * static_cast<std::size_t>(stride), 0);
   std::size_t next = 0;
   for (std::size_t s = 0; s < lengths.size(); ++s) {
-    for (std::int64_t b = 0; b * block_size < lengths[s]; ++b) table[s * static_cast<std::size_t>(stride) + static_cast<std::size_t>(b)] = order[next++];
+    for (std::int64_t b = 0; b * block_size < lengths[s]; ++b)
+      table[s * static_cast<std::size_t>(stride) + static_cast<std::size_t>(b)] = order[next++];
   }
   return table;
 }
@@ -139,8 +141,10 @@ void fill_cache(const DeviceCodec& codec, const PagedCache& cache, std::uint64_t
   std::iota(positions.begin(), positions.end(), 0);
   const BufferPtr slot_mapping = Buffer::of(positions);
   for (std::int64_t first = 0; first < slots; first += chunk) {
-    fill_gaussian(k.as<std::uint16_t>(), static_cast<std::int64_t>(elements), seed * 1000003 + static_cast<std::uint64_t>(2 * first), nullptr);
-    fill_gaussian(v.as<std::uint16_t>(), static_cast<std::int64_t>(elements), seed * 1000003 + static_cast<std::uint64_t>(2 * first + 1), nullptr);
+    fill_gaussian(k.as<std::uint16_t>(), static_cast<std::int64_t>(elements), seed * 1000003 + static_cast<std::uint64_t>(2 * first),
+                  nullptr);
+    fill_gaussian(v.as<std::uint16_t>(), static_cast<std::int64_t>(elements), seed * 1000003 + static_cast<std::uint64_t>(2 * first + 1),
+                  nullptr);
     StoreParams p;
     p.k = k.as<void>();
     p.v = v.as<void>();
@@ -154,16 +158,19 @@ void fill_cache(const DeviceCodec& codec, const PagedCache& cache, std::uint64_t
 }
 
 /// Relative error of one sequence's first kv head's query heads against float64 attention on what its pages hold.
-double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::vector<std::int32_t>& table, std::int32_t length, const LayerCalibration& calibration) {
+double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::vector<std::int32_t>& table, std::int32_t length,
+                    const LayerCalibration& calibration) {
   const PageLayout& l = p.cache.layout;
-  const auto dim = static_cast<std::size_t>(l.head_dim), n = static_cast<std::size_t>(length), heads = static_cast<std::size_t>(l.num_kv_heads);
-  const std::size_t group = static_cast<std::size_t>(p.num_q_heads) / heads, q_len = static_cast<std::size_t>(p.q_len), q_heads = static_cast<std::size_t>(p.num_q_heads);
+  const auto dim = static_cast<std::size_t>(l.head_dim), n = static_cast<std::size_t>(length),
+             heads = static_cast<std::size_t>(l.num_kv_heads);
+  const std::size_t group = static_cast<std::size_t>(p.num_q_heads) / heads, q_len = static_cast<std::size_t>(p.q_len),
+                    q_heads = static_cast<std::size_t>(p.num_q_heads);
   // Copy the sequence's pages together and read them as a cache of their own.
   const std::size_t blocks = (n + static_cast<std::size_t>(l.block_size) - 1) / static_cast<std::size_t>(l.block_size);
   std::vector<std::uint8_t> pages(blocks * static_cast<std::size_t>(l.block_stride));
   for (std::size_t b = 0; b < blocks; ++b) {
-    check(cudaMemcpy(pages.data() + b * static_cast<std::size_t>(l.block_stride), p.cache.data + table[b] * l.block_stride, static_cast<std::size_t>(l.block_stride),
-                     cudaMemcpyDeviceToHost),
+    check(cudaMemcpy(pages.data() + b * static_cast<std::size_t>(l.block_stride), p.cache.data + table[b] * l.block_stride,
+                     static_cast<std::size_t>(l.block_stride), cudaMemcpyDeviceToHost),
           kWhere);
   }
   std::vector<std::int64_t> slots(n);
@@ -173,7 +180,8 @@ double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::
     std::vector<float> scale, zero;
   } planes[2];
   for (const Side side : {Side::K, Side::V}) {
-    planes[static_cast<std::size_t>(side)] = {std::vector<std::uint8_t>(n * heads * codec.host(side).code_bytes()), std::vector<float>(n * heads), std::vector<float>(n * heads)};
+    planes[static_cast<std::size_t>(side)] = {std::vector<std::uint8_t>(n * heads * codec.host(side).code_bytes()),
+                                              std::vector<float>(n * heads), std::vector<float>(n * heads)};
   }
   const auto out_of = [](Planes& x) { return EncodedOut{x.codes.data(), x.scale.data(), x.zero.data(), nullptr, nullptr}; };
   read_pages(l, pages.data(), static_cast<std::int64_t>(blocks), slots.data(), length, out_of(planes[0]), out_of(planes[1]));
@@ -210,7 +218,9 @@ double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::
         for (std::size_t i = 0; i < dim; ++i) {  // x = inverse y + centre
           double sum = transform.centre ? static_cast<double>(transform.centre[i]) : 0.0;
           for (std::size_t j = 0; j < dim; ++j) {
-            sum += static_cast<double>(transform.inverse ? transform.inverse[i * dim + j] : codec.host(side).rotation().matrix[j * dim + i]) * static_cast<double>(y[j]);
+            sum +=
+                static_cast<double>(transform.inverse ? transform.inverse[i * dim + j] : codec.host(side).rotation().matrix[j * dim + i]) *
+                static_cast<double>(y[j]);
           }
           to[i] = static_cast<float>(sum);
         }
@@ -226,7 +236,8 @@ double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::
     to_float(raw_out.data() + i * q_heads * dim, p.q_dtype, group * dim, got.data() + i * group * dim);
   }
   std::vector<double> want(q.size());
-  reference_attention(q.data(), values[0].data(), values[1].data(), p.q_len, length, static_cast<int>(group), 1, l.head_dim, {}, want.data(), nullptr);
+  reference_attention(q.data(), values[0].data(), values[1].data(), p.q_len, length, static_cast<int>(group), 1, l.head_dim, {},
+                      want.data(), nullptr);
   double error = 0, norm = 0;
   for (std::size_t i = 0; i < want.size(); ++i) {
     error += (static_cast<double>(got[i]) - want[i]) * (static_cast<double>(got[i]) - want[i]);
@@ -247,7 +258,9 @@ Timing time_baseline(const ProfileShape& s, const ProfileSizes& z, const Profile
       fill_gaussian(memory.back()->as<std::uint16_t>(), static_cast<std::int64_t>(bytes / 2), static_cast<std::uint64_t>(i + 1), nullptr);
     }
   }
-  for (int i = 0; i < caches; ++i) tables.push_back(Buffer::of(block_table(z.lengths, s.block_size, z.pages, z.table_stride, options.seed + static_cast<std::uint64_t>(i))));
+  for (int i = 0; i < caches; ++i)
+    tables.push_back(
+        Buffer::of(block_table(z.lengths, s.block_size, z.pages, z.table_stride, options.seed + static_cast<std::uint64_t>(i))));
   const BufferPtr lengths = Buffer::of(z.lengths);
   const std::size_t q_elements = static_cast<std::size_t>(s.batch * s.num_q_heads * s.head_dim);
   const Buffer q(q_elements * 2), out(q_elements * 2);
@@ -277,7 +290,8 @@ Timing time_baseline(const ProfileShape& s, const ProfileSizes& z, const Profile
   });
 }
 
-void profile_decode(const ProfileShape& s, const ProfileOptions& options, const DeviceInfo& device, const ProfileSizes& z, ProfileResult& result) {
+void profile_decode(const ProfileShape& s, const ProfileOptions& options, const DeviceInfo& device, const ProfileSizes& z,
+                    ProfileResult& result) {
   const LayerCalibration calibration = made_up_calibration(s);
   const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &calibration);
   const PageLayout layout = profile_layout(s);
@@ -291,7 +305,8 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
       } else {
         check(cudaMemcpy(memory.back()->as<void>(), memory[0]->as<void>(), z.cache_bytes, cudaMemcpyDeviceToDevice), kWhere);
       }
-      const std::vector<std::int32_t> table = block_table(z.lengths, s.block_size, z.pages, z.table_stride, options.seed + static_cast<std::uint64_t>(i));
+      const std::vector<std::int32_t> table =
+          block_table(z.lengths, s.block_size, z.pages, z.table_stride, options.seed + static_cast<std::uint64_t>(i));
       if (i == 0) first_table = table;
       tables.push_back(Buffer::of(table));
     }
@@ -305,7 +320,8 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
     from_float(q_values.data(), q_elements, s.dtype, q_bits.data());
     const BufferPtr q = Buffer::of(q_bits);
     const Buffer out(q_elements * 2);
-    const std::size_t exact_rows = static_cast<std::size_t>(s.batch * s.num_kv_heads) * static_cast<std::size_t>(s.spec.sinks + s.spec.window);
+    const std::size_t exact_rows =
+        static_cast<std::size_t>(s.batch * s.num_kv_heads) * static_cast<std::size_t>(s.spec.sinks + s.spec.window);
     const std::size_t exact_elements = exact_rows * static_cast<std::size_t>(s.head_dim);
     const Buffer exact(exact_elements * 4);
     DecodeParams p;
@@ -353,7 +369,8 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
     }
     result.bytes = s.num_kv_heads * (compressed * static_cast<double>(token_head_bytes(layout)) + exact_tokens * 4 * s.head_dim);
   }
-  if (options.baselines && s.q_len == 1 && s.head_dim % 16 == 0 && s.head_dim <= 256 && s.num_q_heads / s.num_kv_heads <= 16 && s.block_size % 16 == 0) {
+  if (options.baselines && s.q_len == 1 && s.head_dim % 16 == 0 && s.head_dim <= 256 && s.num_q_heads / s.num_kv_heads <= 16 &&
+      s.block_size % 16 == 0) {
     result.fp16 = time_baseline(s, z, options, device, false);
     result.fp8 = time_baseline(s, z, options, device, true);
   }
@@ -369,7 +386,8 @@ void profile_store(const ProfileShape& s, const ProfileOptions& options, const P
     memory.push_back(std::make_unique<Buffer>(z.cache_bytes));
     std::mt19937_64 random(options.seed + static_cast<std::uint64_t>(i));
     std::vector<std::int64_t> slots;
-    for (int b = 0; b < s.batch * s.q_len; ++b) slots.push_back(static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(z.pages * s.block_size)));
+    for (int b = 0; b < s.batch * s.q_len; ++b)
+      slots.push_back(static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(z.pages * s.block_size)));
     mappings.push_back(Buffer::of(slots));
   }
   const std::int64_t n = static_cast<std::int64_t>(s.batch) * s.q_len;
@@ -407,7 +425,8 @@ void profile_planes(const ProfileShape& s, const ProfileOptions& options, const 
   };
   std::vector<Set> sets;
   const auto planes = [](const Set& x) {
-    return EncodedOut{x.codes->as<std::uint8_t>(), x.scale->as<float>(), x.zero->as<float>(), x.signs->as<std::uint8_t>(), x.residual->as<float>()};
+    return EncodedOut{x.codes->as<std::uint8_t>(), x.scale->as<float>(), x.zero->as<float>(), x.signs->as<std::uint8_t>(),
+                      x.residual->as<float>()};
   };
   const auto run_encode = [&](const Set& x, cudaStream_t stream) {
     EncodeParams p;
@@ -419,10 +438,12 @@ void profile_planes(const ProfileShape& s, const ProfileOptions& options, const 
     encode(codec, Side::K, p, stream);
   };
   for (int i = 0; i < z.caches; ++i) {
-    sets.push_back({std::make_unique<Buffer>(elements * 2), std::make_unique<Buffer>(rows * host.code_bytes()), std::make_unique<Buffer>(rows * 4),
-                    std::make_unique<Buffer>(host.has_zero() ? rows * 4 : 0), std::make_unique<Buffer>(host.has_signs() ? elements / 8 : 0),
+    sets.push_back({std::make_unique<Buffer>(elements * 2), std::make_unique<Buffer>(rows * host.code_bytes()),
+                    std::make_unique<Buffer>(rows * 4), std::make_unique<Buffer>(host.has_zero() ? rows * 4 : 0),
+                    std::make_unique<Buffer>(host.has_signs() ? elements / 8 : 0),
                     std::make_unique<Buffer>(host.has_signs() ? rows * 4 : 0)});
-    fill_gaussian(sets.back().x->as<std::uint16_t>(), static_cast<std::int64_t>(elements), options.seed + static_cast<std::uint64_t>(i), nullptr);
+    fill_gaussian(sets.back().x->as<std::uint16_t>(), static_cast<std::int64_t>(elements), options.seed + static_cast<std::uint64_t>(i),
+                  nullptr);
     run_encode(sets.back(), nullptr);
   }
   check(cudaDeviceSynchronize(), kWhere);
@@ -443,7 +464,8 @@ void profile_planes(const ProfileShape& s, const ProfileOptions& options, const 
     dequant(codec, Side::K, p, stream);
   });
   result.path = s.op == ProfileOp::Encode ? "encode" : "dequant";
-  result.bytes = static_cast<double>(rows) * (2.0 * s.head_dim + static_cast<double>(host.code_bytes()) + 4.0 * host.has_scale() + 4.0 * host.has_zero());
+  result.bytes = static_cast<double>(rows) *
+                 (2.0 * s.head_dim + static_cast<double>(host.code_bytes()) + 4.0 * host.has_scale() + 4.0 * host.has_zero());
 }
 
 }  // namespace
@@ -453,13 +475,15 @@ ProfileResult profile(const ProfileShape& shape, const ProfileOptions& options) 
   if (device_count() == 0) throw Error(ErrorCode::NoDevice, "no CUDA device is visible");
   check(cudaGetDevice(&current), kWhere);
   const DeviceInfo device = device_info(current);
-  require(shape.batch >= 1 && shape.ctx >= 1 && shape.q_len >= 1 && options.samples >= 1, "batch, ctx, q_len and samples must be at least 1", kWhere);
+  require(shape.batch >= 1 && shape.ctx >= 1 && shape.q_len >= 1 && options.samples >= 1,
+          "batch, ctx, q_len and samples must be at least 1", kWhere);
   ProfileResult result;
   std::size_t free_bytes = 0, total = 0;
   check(cudaMemGetInfo(&free_bytes, &total), kWhere);
   const ProfilePlan plan = profile_plan(shape, options, device);
   if (plan.bytes > free_bytes / 10 * 9) {
-    result.skipped = "needs " + std::to_string(plan.bytes >> 20) + " MiB of device memory, " + std::to_string(free_bytes >> 20) + " are free";
+    result.skipped =
+        "needs " + std::to_string(plan.bytes >> 20) + " MiB of device memory, " + std::to_string(free_bytes >> 20) + " are free";
     return result;
   }
   const ProfileSizes z = profile_sizes(shape, options, device);
@@ -489,7 +513,8 @@ double read_bandwidth() {
   const Buffer memory(bytes), sink(16);
   fill_gaussian(memory.as<std::uint16_t>(), static_cast<std::int64_t>(bytes / 2), 3, nullptr);
   check(cudaDeviceSynchronize(), kWhere);
-  const Timing t = time_graph(1, 20, [&](int, cudaStream_t stream) { read_all(memory.as<void>(), bytes, sink.as<std::uint32_t>(), device.sm_count, stream); });
+  const Timing t = time_graph(
+      1, 20, [&](int, cudaStream_t stream) { read_all(memory.as<void>(), bytes, sink.as<std::uint32_t>(), device.sm_count, stream); });
   return static_cast<double>(bytes) / t.median;
 }
 

@@ -19,7 +19,8 @@ __global__ void gaussian_kernel(__half2* to, std::int64_t pairs, std::uint64_t s
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < pairs; i += step) {
     const std::uint64_t r = mix(seed * 0x9e3779b97f4a7c15ull + static_cast<std::uint64_t>(i));
-    const float u = (static_cast<float>(static_cast<unsigned>(r) >> 8) + 0.5f) * 0x1p-24f, v = static_cast<float>(static_cast<unsigned>(r >> 32)) * 0x1p-31f;
+    const float u = (static_cast<float>(static_cast<unsigned>(r) >> 8) + 0.5f) * 0x1p-24f,
+                v = static_cast<float>(static_cast<unsigned>(r >> 32)) * 0x1p-31f;
     const float radius = sqrtf(-2.0f * logf(u));
     float s, c;
     sincospif(v, &s, &c);
@@ -66,7 +67,8 @@ void fill_e4m3(std::uint8_t* to, std::int64_t count, std::uint64_t seed, cudaStr
   check_launch("fill_e4m3");
 }
 void read_all(const void* from, std::size_t bytes, std::uint32_t* sink, int sm_count, cudaStream_t stream) {
-  read_kernel<<<static_cast<unsigned>(sm_count * 4), 512, 0, stream>>>(static_cast<const uint4*>(from), static_cast<std::int64_t>(bytes / 16), sink);
+  read_kernel<<<static_cast<unsigned>(sm_count * 4), 512, 0, stream>>>(static_cast<const uint4*>(from),
+                                                                       static_cast<std::int64_t>(bytes / 16), sink);
   check_launch("read_all");
 }
 void empty_launch(cudaStream_t stream) {

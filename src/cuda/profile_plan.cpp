@@ -32,8 +32,9 @@ std::int64_t page_count(const std::vector<std::int32_t>& lengths, int block_size
 }  // namespace
 
 PageLayout profile_layout(const ProfileShape& s) {
-  return s.padded && s.layout == LayoutKind::TurboquantVllm ? padded_turboquant_vllm_layout(s.spec, s.num_kv_heads, s.head_dim, s.block_size)
-                                                            : make_layout(s.layout, s.spec, s.num_kv_heads, s.head_dim, s.block_size);
+  return s.padded && s.layout == LayoutKind::TurboquantVllm
+             ? padded_turboquant_vllm_layout(s.spec, s.num_kv_heads, s.head_dim, s.block_size)
+             : make_layout(s.layout, s.spec, s.num_kv_heads, s.head_dim, s.block_size);
 }
 
 ProfileSizes profile_sizes(const ProfileShape& s, const ProfileOptions& options, const DeviceInfo& device) {
@@ -52,7 +53,8 @@ ProfileSizes profile_sizes(const ProfileShape& s, const ProfileOptions& options,
   }
   // Store writes a step's tokens only: what a step touches is small, 64 caches make it cold.
   z.caches = s.op == ProfileOp::Store ? 64 : cache_count(z.cache_bytes, device);
-  if (s.op == ProfileOp::Store) z.caches = static_cast<int>(std::clamp<std::size_t>((std::size_t{8} << 30) / std::max<std::size_t>(z.cache_bytes, 1), 1, 64));
+  if (s.op == ProfileOp::Store)
+    z.caches = static_cast<int>(std::clamp<std::size_t>((std::size_t{8} << 30) / std::max<std::size_t>(z.cache_bytes, 1), 1, 64));
   z.fp16_caches = cache_count(z.fp16_bytes, device);
   z.fp8_caches = cache_count(z.fp16_bytes / 2, device);
   return z;
@@ -63,7 +65,9 @@ ProfilePlan profile_plan(const ProfileShape& shape, const ProfileOptions& option
   ProfilePlan plan;
   plan.caches = z.caches;
   const bool baselines = options.baselines && shape.op == ProfileOp::Decode;
-  plan.bytes = std::max(static_cast<std::size_t>(z.caches) * z.cache_bytes, baselines ? static_cast<std::size_t>(z.fp16_caches) * z.fp16_bytes : 0) + (std::size_t{512} << 20);
+  plan.bytes =
+      std::max(static_cast<std::size_t>(z.caches) * z.cache_bytes, baselines ? static_cast<std::size_t>(z.fp16_caches) * z.fp16_bytes : 0) +
+      (std::size_t{512} << 20);
   return plan;
 }
 

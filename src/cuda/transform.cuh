@@ -11,7 +11,7 @@ namespace tq4::gpu {
 /// y = M x. `matrix_t` is M transposed, [D, D] (of the row's head).
 struct RowTransform {
   const float* matrix_t;
-  const float* signs;    ///< butterflies: [D] or null
+  const float* signs;  ///< butterflies: [D] or null
   bool butterflies, identity, signs_last;
 };
 
@@ -183,7 +183,8 @@ __host__ __device__ inline int split_parts(int dim, int threads) {
   return threads / lanes > 1 ? threads / lanes : 1;
 }
 template <int R>
-__device__ inline void block_transform_split(const RowTransform& t, const float* in, float* out, float* scratch, int dim, int thread, int threads) {
+__device__ inline void block_transform_split(const RowTransform& t, const float* in, float* out, float* scratch, int dim, int thread,
+                                             int threads) {
   const int parts = split_parts(dim, threads);
   if (t.identity || t.butterflies || parts == 1) {
     block_transform<R>(t, in, out, dim, thread, threads);

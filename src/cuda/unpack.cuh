@@ -98,11 +98,11 @@ __device__ __forceinline__ float square_sum(const uint4& v) {
 /// Where a lane's token's bytes of one side are staged: byte 0 of group g lies at offset + g * bytes + (g / per_piece) * piece_skip. Rows have
 /// piece_skip 0; in a native tile's V a piece holds per_piece groups and the next piece of the token comes piece_skip bytes further on.
 struct Stage {
-  const unsigned* words;    ///< shared memory
+  const unsigned* words;  ///< shared memory
   int offset;
   int piece_skip;
-  unsigned piece_inverse;   ///< 65536 / per_piece, rounded up
-  int split_v_piece;        ///< > 0: groups lie in two pieces of this many bytes; the fields above but `words` do not count
+  unsigned piece_inverse;  ///< 65536 / per_piece, rounded up
+  int split_v_piece;       ///< > 0: groups lie in two pieces of this many bytes; the fields above but `words` do not count
 };
 
 __device__ __forceinline__ Stage row_stage(const unsigned char* memory, int offset) {
@@ -158,8 +158,8 @@ __device__ __forceinline__ float fill_groups(const void* table, const Stage& sta
 }
 
 /// Any width, groups in two pieces, only some coordinates wanted.
-__device__ inline float fill_groups_any(const SideView& side, const void* table, const Stage& stage, int groups, const TileOut& out, int token, int base,
-                                        int half_groups) {
+__device__ inline float fill_groups_any(const SideView& side, const void* table, const Stage& stage, int groups, const TileOut& out,
+                                        int token, int base, int half_groups) {
   const int bytes = side.row_bits;  // of a group
   float sum = 0.0f;
   for (int i = 0; i < half_groups && base + i < groups; ++i) {
@@ -167,7 +167,8 @@ __device__ inline float fill_groups_any(const SideView& side, const void* table,
     unsigned long long bits = 0;
     if (stage.split_v_piece > 0) {
       const auto* raw = reinterpret_cast<const unsigned char*>(stage.words);
-      for (int b = 0; b < bytes; ++b) bits |= static_cast<unsigned long long>(raw[native_v_byte(stage.split_v_piece, token, g * bytes + b)]) << (8 * b);
+      for (int b = 0; b < bytes; ++b)
+        bits |= static_cast<unsigned long long>(raw[native_v_byte(stage.split_v_piece, token, g * bytes + b)]) << (8 * b);
     } else {
       const int o = stage.offset + g * bytes + static_cast<int>((static_cast<unsigned>(g) * stage.piece_inverse) >> 16) * stage.piece_skip;
       bits = shared_word(stage.words, o);
@@ -183,7 +184,8 @@ __device__ inline float fill_groups_any(const SideView& side, const void* table,
 
 /// Units of tokens 0..15 to a tile. Returns the sum of squares over all coordinates of the lane's token's half (norm correction only). Tokens
 /// that are not valid become 0.
-__device__ inline float fill_tile(const SideView& side, const void* table, const Stage& stage, int head_dim, const TileOut& out, bool valid, int lane) {
+__device__ inline float fill_tile(const SideView& side, const void* table, const Stage& stage, int head_dim, const TileOut& out, bool valid,
+                                  int lane) {
   const int token = lane & 15, groups = head_dim >> 3, half_groups = (groups + 1) >> 1, base = (lane >> 4) * half_groups;
   if (!valid) {
     for (int g = base; g < min(base + half_groups, groups); ++g) {

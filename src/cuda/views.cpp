@@ -15,18 +15,11 @@ SideView attention_side(const DeviceCodec& codec, Side side, bool nibbles_high_f
   view.fp8 = static_cast<int>(spec.fp8);
   switch (spec.kind) {
     case CodeKind::Mse:
-    case CodeKind::Uniform:
-      view.code_bits = spec.bits;
-      break;
-    case CodeKind::Fp8:
-      view.code_bits = 8;
-      break;
-    case CodeKind::Fp16:
-      view.code_bits = 16;
-      break;
+    case CodeKind::Uniform: view.code_bits = spec.bits; break;
+    case CodeKind::Fp8: view.code_bits = 8; break;
+    case CodeKind::Fp16: view.code_bits = 16; break;
     case CodeKind::Prod:
-    case CodeKind::Mixed:
-      refuse("the GPU kernels serve Mse, Uniform, Fp8 and Fp16 codecs, not Prod or Mixed", where);
+    case CodeKind::Mixed: refuse("the GPU kernels serve Mse, Uniform, Fp8 and Fp16 codecs, not Prod or Mixed", where);
   }
   view.row_bits = nibbles_high_first ? 4 : view.code_bits;
   if (nibbles_high_first && (spec.kind != CodeKind::Mse || spec.bits > 4)) refuse("nibble rows hold Mse codes of at most 4 bits", where);
@@ -50,7 +43,8 @@ SideView attention_side(const DeviceCodec& codec, Side side, const PagedCache& c
 CacheView cache_view(const DeviceCodec& codec, const PagedCache& cache, const char* where) {
   const PageLayout& layout = cache.layout;
   require(cache.data != nullptr && cache.num_blocks > 0, "the cache has no pages", where);
-  require(layout.head_dim == codec.head_dim() && layout.num_kv_heads == codec.num_kv_heads(), "the layout is for another shape than the codec", where);
+  require(layout.head_dim == codec.head_dim() && layout.num_kv_heads == codec.num_kv_heads(),
+          "the layout is for another shape than the codec", where);
   require(layout.spec.k == codec.spec().k && layout.spec.v == codec.spec().v, "the layout is for another codec", where);
   require(layout.block_size > 0 && layout.block_stride > 0, "the layout has no block size or stride", where);
   CacheView view;
@@ -60,13 +54,15 @@ CacheView cache_view(const DeviceCodec& codec, const PagedCache& cache, const ch
   view.block_stride = layout.block_stride;
   view.token_stride = layout.token_stride;
   view.block_size = layout.block_size;
-  if (std::has_single_bit(static_cast<unsigned>(layout.block_size))) view.block_shift = std::countr_zero(static_cast<unsigned>(layout.block_size));
+  if (std::has_single_bit(static_cast<unsigned>(layout.block_size)))
+    view.block_shift = std::countr_zero(static_cast<unsigned>(layout.block_size));
   view.num_kv_heads = layout.num_kv_heads;
   view.head_dim = layout.head_dim;
   if (layout.kind == LayoutKind::Native) {
     const NativeTile tile = native_tile(layout.spec, layout.head_dim);
     require(layout.block_size % 16 == 0, "native pages hold a multiple of 16 tokens", where);
-    require(reinterpret_cast<std::uintptr_t>(cache.data) % 16 == 0 && layout.block_stride % 16 == 0, "native pages must be 16-byte aligned", where);
+    require(reinterpret_cast<std::uintptr_t>(cache.data) % 16 == 0 && layout.block_stride % 16 == 0, "native pages must be 16-byte aligned",
+            where);
     view.native = 1;
     view.tile_bytes = tile.bytes;
     view.v_piece = tile.v_piece;
@@ -100,7 +96,8 @@ CacheView cache_view(const DeviceCodec& codec, const PagedCache& cache, const ch
   view.v.scale = view.v.codes + v.row_bytes;
   view.v.zero = view.v.scale + 2 * v.has_scale;
   view.k.codes_head = view.k.scale_head = view.v.codes_head = view.v.scale_head = layout.head_stride;
-  require(layout.token_stride % 2 == 0 && layout.head_stride % 2 == 0 && layout.block_stride % 2 == 0 && view.k.scale % 2 == 0 && view.v.codes % 2 == 0 && view.v.scale % 2 == 0,
+  require(layout.token_stride % 2 == 0 && layout.head_stride % 2 == 0 && layout.block_stride % 2 == 0 && view.k.scale % 2 == 0 &&
+              view.v.codes % 2 == 0 && view.v.scale % 2 == 0,
           "vllm slots must be 2-byte aligned", where);
   return view;
 }

@@ -34,7 +34,8 @@ __device__ __forceinline__ int native_v_byte(int v_piece, int t, int i) {
   const int piece = i / v_piece;
   return ((((t >> 3) * 8 + piece) * 4 + ((t >> 1) & 3)) * 2 + (t & 1)) * v_piece + (i - piece * v_piece);
 }
-__device__ __forceinline__ std::uint8_t* code_byte(const CacheView& c, const PartView& part, bool key, int row_bytes, const TokenRef& ref, int head, int i) {
+__device__ __forceinline__ std::uint8_t* code_byte(const CacheView& c, const PartView& part, bool key, int row_bytes, const TokenRef& ref,
+                                                   int head, int i) {
   if (!c.native) return codes_row(part, ref, head) + i;
   return ref.base + part.codes + (key ? native_k_byte(row_bytes, ref.t, i) : native_v_byte(c.v_piece, ref.t, i));
 }
@@ -64,12 +65,9 @@ __device__ __forceinline__ float fp8_value(int fp8_kind, unsigned byte) {
 
 __device__ __forceinline__ float load_element(const void* p, DType dtype, std::int64_t i) {
   switch (dtype) {
-    case DType::F16:
-      return __half2float(static_cast<const __half*>(p)[i]);
-    case DType::BF16:
-      return __uint_as_float(static_cast<unsigned>(static_cast<const unsigned short*>(p)[i]) << 16);
-    default:
-      return static_cast<const float*>(p)[i];
+    case DType::F16: return __half2float(static_cast<const __half*>(p)[i]);
+    case DType::BF16: return __uint_as_float(static_cast<unsigned>(static_cast<const unsigned short*>(p)[i]) << 16);
+    default: return static_cast<const float*>(p)[i];
   }
 }
 __device__ __forceinline__ unsigned short to_bf16_bits(float v) {
@@ -79,14 +77,9 @@ __device__ __forceinline__ unsigned short to_bf16_bits(float v) {
 }
 __device__ __forceinline__ void store_element(void* p, DType dtype, std::int64_t i, float v) {
   switch (dtype) {
-    case DType::F16:
-      static_cast<__half*>(p)[i] = __float2half_rn(v);
-      break;
-    case DType::BF16:
-      static_cast<unsigned short*>(p)[i] = to_bf16_bits(v);
-      break;
-    default:
-      static_cast<float*>(p)[i] = v;
+    case DType::F16: static_cast<__half*>(p)[i] = __float2half_rn(v); break;
+    case DType::BF16: static_cast<unsigned short*>(p)[i] = to_bf16_bits(v); break;
+    default: static_cast<float*>(p)[i] = v;
   }
 }
 

@@ -18,14 +18,14 @@ enum CodeMode : int {
 /// One side's codes. value of coordinate = zero + scale * unit, unit = what the table gives.
 struct SideView {
   int mode = kHalf;
-  int kind = 0;              ///< CodeKind
-  int fp8 = 0;               ///< Fp8Kind
-  int code_bits = 16;        ///< bits of an index
-  int row_bits = 16;         ///< bits an index takes in a row (4 for turboquant-vllm's nibbles)
-  int row_bytes = 0;         ///< of one vector's codes
-  int high_first = 0;        ///< the even coordinate is in the high nibble
+  int kind = 0;        ///< CodeKind
+  int fp8 = 0;         ///< Fp8Kind
+  int code_bits = 16;  ///< bits of an index
+  int row_bits = 16;   ///< bits an index takes in a row (4 for turboquant-vllm's nibbles)
+  int row_bytes = 0;   ///< of one vector's codes
+  int high_first = 0;  ///< the even coordinate is in the high nibble
   int has_scale = 0, has_zero = 0, norm_correction = 0;
-  float level_offset = 0;    ///< Uniform: units are index - level_offset, zeros are raised by scale * level_offset
+  float level_offset = 0;  ///< Uniform: units are index - level_offset, zeros are raised by scale * level_offset
   const std::uint32_t* pair_half2 = nullptr;
   const float* centroids = nullptr;
   const float* pair_points = nullptr;  ///< only for a true 2-D codebook
@@ -33,7 +33,8 @@ struct SideView {
 
 /// One side's place in a page.
 struct PartView {
-  std::int64_t codes = 0, scale = 0, zero = 0;  ///< byte offsets of head 0 within a token (row layouts); within the code tile or scale block (native)
+  std::int64_t codes = 0, scale = 0,
+               zero = 0;  ///< byte offsets of head 0 within a token (row layouts); within the code tile or scale block (native)
   std::int64_t codes_head = 0, scale_head = 0;  ///< row layouts: bytes from head to head
   int scale_f32 = 0;
 };
@@ -44,10 +45,10 @@ struct CacheView {
   std::int64_t num_blocks = 0, block_stride = 0, token_stride = 0;
   int native = 0;
   int block_size = 0, num_kv_heads = 0, head_dim = 0;
-  int block_shift = -1;               ///< log2 of block_size where that is a power of two
-  int tile_bytes = 0, v_piece = 0;    ///< native
-  int scale_bytes = 0;                ///< native: of a tile's scale block
-  std::int64_t scale_blocks = 0;      ///< native: where a page's scale blocks begin
+  int block_shift = -1;             ///< log2 of block_size where that is a power of two
+  int tile_bytes = 0, v_piece = 0;  ///< native
+  int scale_bytes = 0;              ///< native: of a tile's scale block
+  std::int64_t scale_blocks = 0;    ///< native: where a page's scale blocks begin
   PartView k, v;
 };
 

@@ -17,7 +17,7 @@ struct AttentionOptions {
 /// One sequence. q [q_len, num_q_heads, D]; k, v [num_kv_heads, seq_len, D] (original or rotated space, as q is);
 /// out [q_len, num_q_heads, D]; lse [q_len, num_q_heads] natural log of the sum of exp (sinks included), may be null.
 /// seq_len 0 gives out = 0 and lse = -inf (or the sink's logit).
-void reference_attention(const float* q, const float* k, const float* v, int q_len, std::int64_t seq_len, int num_q_heads,
-                         int num_kv_heads, int head_dim, const AttentionOptions& options, double* out, double* lse);
+void reference_attention(const float* q, const float* k, const float* v, int q_len, std::int64_t seq_len, int num_q_heads, int num_kv_heads,
+                         int head_dim, const AttentionOptions& options, double* out, double* lse);
 
 }  // namespace tq4

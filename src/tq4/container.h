@@ -15,19 +15,19 @@ namespace tq4 {
 
 /// One layer as stored. A layer kept in fp16 has passthrough = true and says why.
 struct StoredLayer {
-  LayerInfo shape;              ///< q fields are 0: containers hold no queries
+  LayerInfo shape;  ///< q fields are 0: containers hold no queries
   bool passthrough = false;
-  std::string reason;           ///< "--skip-layers", "layer too short for window", ...
-  std::int64_t exact_first = 0; ///< tokens kept in fp16 at the start ("sinks") ...
-  std::int64_t exact_last = 0;  ///< ... and at the end ("window")
+  std::string reason;                      ///< "--skip-layers", "layer too short for window", ...
+  std::int64_t exact_first = 0;            ///< tokens kept in fp16 at the start ("sinks") ...
+  std::int64_t exact_last = 0;             ///< ... and at the end ("window")
   std::uint64_t k_bytes = 0, v_bytes = 0;  ///< bytes of every tensor of the side, exact tokens and scales included
 };
 
 struct ContainerInfo {
   int format_version = 1;
   CodecSpec spec;
-  std::string producer;         ///< "tq4 0.1.0 (commit)"
-  DumpInfo dump;                ///< attributes of the source; `layers` is empty, see below
+  std::string producer;  ///< "tq4 0.1.0 (commit)"
+  DumpInfo dump;         ///< attributes of the source; `layers` is empty, see below
   std::vector<StoredLayer> layers;
   bool calibrated = false;
   std::uint64_t file_bytes = 0;
@@ -40,10 +40,12 @@ class ContainerWriter {
  public:
   virtual ~ContainerWriter() = default;
   /// Encoded planes of vectors [token_begin, token_begin + count) of one head; tokens are counted without the exact ones.
-  virtual void write(std::size_t layer_index, Side side, int head, std::int64_t token_begin, std::int64_t count, const EncodedIn& planes) = 0;
+  virtual void write(std::size_t layer_index, Side side, int head, std::int64_t token_begin, std::int64_t count,
+                     const EncodedIn& planes) = 0;
   /// Exact tokens (or a passthrough layer): rows [count, D] in fp16, index counted over the exact tokens only (first, then last).
-  virtual void write_exact(std::size_t layer_index, Side side, int head, std::int64_t index, std::int64_t count, const std::uint16_t* rows) = 0;
-  virtual void commit() = 0;    ///< checksums, fsync, rename. Without it nothing is left behind.
+  virtual void write_exact(std::size_t layer_index, Side side, int head, std::int64_t index, std::int64_t count,
+                           const std::uint16_t* rows) = 0;
+  virtual void commit() = 0;  ///< checksums, fsync, rename. Without it nothing is left behind.
 };
 std::unique_ptr<ContainerWriter> create_container(const std::string& path, const CodecSpec& spec, const DumpInfo& source,
                                                   const std::vector<StoredLayer>& layers, const Calibration* calibration, bool overwrite);
@@ -55,12 +57,14 @@ class Container {
   virtual const ContainerInfo& info() const = 0;
   /// The codec of a side of a layer with the tables stored in the file (never derived again).
   virtual const Codec& codec(std::size_t layer_index, Side side) const = 0;
-  virtual const Calibration* calibration() const = 0;   ///< null when none is stored
+  virtual const Calibration* calibration() const = 0;  ///< null when none is stored
   /// Read planes of a token range of one head into caller's buffers; verifies the checksums of the blocks it touches.
-  virtual void read(std::size_t layer_index, Side side, int head, std::int64_t token_begin, std::int64_t count, const EncodedOut& planes) = 0;
+  virtual void read(std::size_t layer_index, Side side, int head, std::int64_t token_begin, std::int64_t count,
+                    const EncodedOut& planes) = 0;
   virtual void read_exact(std::size_t layer_index, Side side, int head, std::int64_t index, std::int64_t count, std::uint16_t* rows) = 0;
   /// Decode tokens [token_begin, +count) of one head to fp32 in original space, exact tokens and passthrough layers included.
-  virtual void decode(std::size_t layer_index, Side side, int head, std::int64_t token_begin, std::int64_t count, float* x, const Exec& exec = {}) = 0;
+  virtual void decode(std::size_t layer_index, Side side, int head, std::int64_t token_begin, std::int64_t count, float* x,
+                      const Exec& exec = {}) = 0;
   /// Verify every checksum of the file. Throws BadInput naming the first bad tensor and block.
   virtual void verify() = 0;
 };
@@ -81,7 +85,7 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
   const std::string& temporary_path() const { return temporary_; }
   int fd() const { return fd_; }
-  void write(const void* data, std::size_t bytes);                        ///< append; throws Runtime (disk full, ...)
+  void write(const void* data, std::size_t bytes);  ///< append; throws Runtime (disk full, ...)
   void write_at(std::uint64_t offset, const void* data, std::size_t bytes);
   void commit();
   static void remove_all_temporaries() noexcept;

@@ -16,7 +16,7 @@ namespace tq4 {
 /// Shape of one layer. k and v are [num_kv_heads, tokens, head_dim]; q is [num_q_heads, q_tokens, head_dim] for the positions
 /// q_start .. q_start + q_tokens - 1 (q_tokens = 0: the dump has no queries for this layer).
 struct LayerInfo {
-  int layer = 0;                ///< the number in its name
+  int layer = 0;  ///< the number in its name
   int num_kv_heads = 0;
   int num_q_heads = 0;
   int head_dim = 0;
@@ -24,18 +24,18 @@ struct LayerInfo {
   std::int64_t q_tokens = 0;
   std::int64_t q_start = 0;
   DType k_dtype{}, v_dtype{}, q_dtype{};
-  int sliding_window = 0;       ///< 0 = none
-  bool has_o_gram = false;      ///< [num_kv_heads, D, D] fp32 beside k and v
+  int sliding_window = 0;   ///< 0 = none
+  bool has_o_gram = false;  ///< [num_kv_heads, D, D] fp32 beside k and v
 };
 
 /// What the dump says about its model. Missing attributes keep these defaults.
 struct DumpInfo {
   std::string path;
-  std::string format;           ///< "hdf5", "safetensors", "npy", "npz"
+  std::string format;  ///< "hdf5", "safetensors", "npy", "npz"
   std::string model;
   std::string source;
-  double sm_scale = 0;          ///< 0 = 1 / sqrt(head_dim)
-  double rope_theta = 0;        ///< 0 = unknown or no RoPE
+  double sm_scale = 0;    ///< 0 = 1 / sqrt(head_dim)
+  double rope_theta = 0;  ///< 0 = unknown or no RoPE
   bool rope_applied = false;
   bool causal = true;
   std::map<std::string, std::string> attributes;  ///< every root attribute as text, kept in the container
@@ -45,7 +45,7 @@ struct DumpInfo {
 enum class Tensor : std::uint8_t { K, V, Q };
 
 struct DumpOptions {
-  std::string axes;     ///< order of the axes of K, V, Q in the file: "hsd" (default), "shd", "bhsd", "bshd"; empty = guess from shapes
+  std::string axes;  ///< order of the axes of K, V, Q in the file: "hsd" (default), "shd", "bhsd", "bshd"; empty = guess from shapes
   std::string dataset_glob;  ///< only layers whose dataset path matches
 };
 

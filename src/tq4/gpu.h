@@ -19,8 +19,8 @@ namespace tq4::gpu {
 
 using Stream = void*;  ///< cudaStream_t
 
-bool compiled();        ///< whether this build has the CUDA backend
-int device_count();     ///< 0 without a driver or a device; never throws
+bool compiled();     ///< whether this build has the CUDA backend
+int device_count();  ///< 0 without a driver or a device; never throws
 struct DeviceInfo {
   std::string name;
   int sm_count = 0, compute_major = 0, compute_minor = 0;
@@ -30,34 +30,36 @@ DeviceInfo device_info(int device);  ///< throws NoDevice
 
 /// Device pointers of one side's tables. Matrices are [D, D] row-major; with per_head they are [num_kv_heads, D, D].
 struct SideTables {
-  const float* forward = nullptr;        ///< y = forward (x - centre), fp32
-  const float* inverse = nullptr;        ///< x = inverse y + centre, fp32
+  const float* forward = nullptr;             ///< y = forward (x - centre), fp32
+  const float* inverse = nullptr;             ///< x = inverse y + centre, fp32
   const std::uint16_t* forward_hi = nullptr;  ///< forward split in two fp16 parts (hi + lo) for tensor cores
   const std::uint16_t* forward_lo = nullptr;
   const std::uint16_t* inverse_hi = nullptr;  ///< inverse likewise
   const std::uint16_t* inverse_lo = nullptr;
-  const std::uint16_t* query_hi = nullptr;    ///< K only: what queries are multiplied by, inverse^T (= forward for a plain rotation), fp16 hi part
+  const std::uint16_t* query_hi =
+      nullptr;  ///< K only: what queries are multiplied by, inverse^T (= forward for a plain rotation), fp16 hi part
   const std::uint16_t* query_lo = nullptr;
-  const float* centre = nullptr;         ///< [num_kv_heads, D] or null
-  const float* rope_mu = nullptr;        ///< [num_kv_heads, D] or null
-  const float* centroids = nullptr;      ///< [2^bits] scalar codebook (ascending)
-  const float* boundaries = nullptr;     ///< [2^bits - 1]
-  const float* outlier_centroids = nullptr;   ///< Mixed
+  const float* centre = nullptr;             ///< [num_kv_heads, D] or null
+  const float* rope_mu = nullptr;            ///< [num_kv_heads, D] or null
+  const float* centroids = nullptr;          ///< [2^bits] scalar codebook (ascending)
+  const float* boundaries = nullptr;         ///< [2^bits - 1]
+  const float* outlier_centroids = nullptr;  ///< Mixed
   const float* outlier_boundaries = nullptr;
-  const float* qjl = nullptr;            ///< Prod: [D, D]
-  const float* qjl_t = nullptr;          ///< Prod: its transpose
-  const float* hadamard_signs = nullptr; ///< HadamardSigned: [D]; null = no signs
+  const float* qjl = nullptr;                 ///< Prod: [D, D]
+  const float* qjl_t = nullptr;               ///< Prod: its transpose
+  const float* hadamard_signs = nullptr;      ///< HadamardSigned: [D]; null = no signs
   const std::uint32_t* pair_half2 = nullptr;  ///< Mse at 1..4 bits: [4^bits] half2 (low half = even coordinate)
-  const float* pair_points = nullptr;    ///< the same in fp32 [4^bits, 2]; non-null only for a true 2-D codebook (encode must search)
-  const float* forward_t = nullptr;      ///< forward and inverse transposed, fp32: lanes run over output coordinates
-  const float* inverse_t = nullptr;      ///< K: what queries are multiplied by, in fp32
-  const float* centre_rotated = nullptr; ///< what inverse turns into centre (forward * centre where they are inverses) [num_kv_heads, D] or null
-  bool feedback = false;                 ///< codes are made with HeadTransform::feedback: encode and store refuse, decoding is as ever
+  const float* pair_points = nullptr;         ///< the same in fp32 [4^bits, 2]; non-null only for a true 2-D codebook (encode must search)
+  const float* forward_t = nullptr;           ///< forward and inverse transposed, fp32: lanes run over output coordinates
+  const float* inverse_t = nullptr;           ///< K: what queries are multiplied by, in fp32
+  const float* centre_rotated =
+      nullptr;            ///< what inverse turns into centre (forward * centre where they are inverses) [num_kv_heads, D] or null
+  bool feedback = false;  ///< codes are made with HeadTransform::feedback: encode and store refuse, decoding is as ever
   const std::uint64_t* rope_turns = nullptr;  ///< [rope_dim / 2] turns a position in units of 2^-64 (wraps); with rope_mu only
   bool per_head = false;
-  bool hadamard = false;                 ///< forward is an (un)signed Hadamard of one power-of-two block: butterflies serve
-  bool butterflies = false;              ///< forward is a Hadamard of any D: blocks are the powers of two D is the sum of, largest first
-  bool identity = false;                 ///< forward is the identity: y = x - centre
+  bool hadamard = false;     ///< forward is an (un)signed Hadamard of one power-of-two block: butterflies serve
+  bool butterflies = false;  ///< forward is a Hadamard of any D: blocks are the powers of two D is the sum of, largest first
+  bool identity = false;     ///< forward is the identity: y = x - centre
 };
 
 /// Owns a codec's tables on the current device. Immutable after construction; copies are made with cudaMemcpy in the constructor.
@@ -72,10 +74,10 @@ class DeviceCodec {
   int num_kv_heads() const;
   const SideTables& k() const;
   const SideTables& v() const;
-  const Codec& host(Side side) const;    ///< the CPU codec with the same tables
+  const Codec& host(Side side) const;  ///< the CPU codec with the same tables
   double rope_theta() const;
   int rope_dim() const;
-  const DeviceInfo& device() const;      ///< the device the tables are on
+  const DeviceInfo& device() const;  ///< the device the tables are on
 
  private:
   struct Impl;
@@ -92,27 +94,27 @@ struct PagedCache {
 // ---- encode / store ---------------------------------------------------------------------------------------------------------------
 
 struct EncodeParams {
-  const void* x = nullptr;          ///< [n, heads, D] of x_dtype; strides in elements
+  const void* x = nullptr;  ///< [n, heads, D] of x_dtype; strides in elements
   DType x_dtype = DType::F16;
   std::int64_t n = 0;
-  int heads = 1;                    ///< head h uses per-head tables h (when the codec has them)
+  int heads = 1;                                   ///< head h uses per-head tables h (when the codec has them)
   std::int64_t token_stride = 0, head_stride = 0;  ///< both 0: dense
-  const std::int64_t* positions = nullptr;  ///< [n] token positions, for rope_mu only
-  EncodedOut out;                   ///< device planes [n, heads]
-  bool single_fp16_rotation = false;  ///< one fp16 product instead of the split: faster, some codes flip near boundaries
+  const std::int64_t* positions = nullptr;         ///< [n] token positions, for rope_mu only
+  EncodedOut out;                                  ///< device planes [n, heads]
+  bool single_fp16_rotation = false;               ///< one fp16 product instead of the split: faster, some codes flip near boundaries
 };
 /// The bytes Codec::encode gives with the same transform: equal but for coordinates within rounding of a boundary where rope_mu is used
 /// or single_fp16_rotation is set. NaN or infinity in x gives that vector a scale that is not finite (a kernel cannot throw).
 void encode(const DeviceCodec& codec, Side side, const EncodeParams& params, Stream stream);
 
 struct StoreParams {
-  const void* k = nullptr;          ///< [n, num_kv_heads, D]
+  const void* k = nullptr;  ///< [n, num_kv_heads, D]
   const void* v = nullptr;
   DType dtype = DType::F16;
   std::int64_t n = 0;
   std::int64_t k_token_stride = 0, k_head_stride = 0, v_token_stride = 0, v_head_stride = 0;  ///< elements; a pair of zeros: dense
-  const std::int64_t* slot_mapping = nullptr;  ///< [n]; negative = skip
-  const std::int64_t* positions = nullptr;     ///< [n], for rope_mu only
+  const std::int64_t* slot_mapping = nullptr;                                                 ///< [n]; negative = skip
+  const std::int64_t* positions = nullptr;                                                    ///< [n], for rope_mu only
   PagedCache cache;
 };
 /// Encode and scatter K and V in one launch.
@@ -121,14 +123,14 @@ void store(const DeviceCodec& codec, const StoreParams& params, Stream stream);
 // ---- dequant ----------------------------------------------------------------------------------------------------------------------
 
 struct DequantParams {
-  EncodedIn in;                     ///< device planes [n, heads]
+  EncodedIn in;  ///< device planes [n, heads]
   std::int64_t n = 0;
   int heads = 1;
-  void* out = nullptr;              ///< [n, heads, D] of out_dtype, dense
+  void* out = nullptr;  ///< [n, heads, D] of out_dtype, dense
   DType out_dtype = DType::F16;
-  bool rotated = true;              ///< leave in rotated space
+  bool rotated = true;  ///< leave in rotated space
   const std::int64_t* positions = nullptr;
-  bool high_nibble_first = false;   ///< codes as turboquant-vllm packs them
+  bool high_nibble_first = false;  ///< codes as turboquant-vllm packs them
 };
 void dequant(const DeviceCodec& codec, Side side, const DequantParams& params, Stream stream);
 
@@ -136,10 +138,10 @@ struct DequantPagesParams {
   PagedCache cache;
   const std::int32_t* block_table = nullptr;  ///< [num_seqs, block_table_stride]
   std::int64_t block_table_stride = 0;
-  const std::int32_t* seq_lens = nullptr;     ///< [num_seqs]
+  const std::int32_t* seq_lens = nullptr;  ///< [num_seqs]
   int num_seqs = 0;
-  std::int64_t max_seq_len = 0;     ///< rows of k_out and v_out a sequence
-  void* k_out = nullptr;            ///< [num_seqs, num_kv_heads, max_seq_len, D]
+  std::int64_t max_seq_len = 0;  ///< rows of k_out and v_out a sequence
+  void* k_out = nullptr;         ///< [num_seqs, num_kv_heads, max_seq_len, D]
   void* v_out = nullptr;
   DType out_dtype = DType::F16;
   bool rotated = true;
@@ -152,7 +154,7 @@ void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& params, S
 /// sequence. Their slots in the pages are not read. Position p of the window lies at ring index p % window.
 struct ExactPart {
   int sinks = 0, window = 0;
-  const std::uint16_t* sink_k = nullptr;    ///< [num_seqs, num_kv_heads, sinks, D]
+  const std::uint16_t* sink_k = nullptr;  ///< [num_seqs, num_kv_heads, sinks, D]
   const std::uint16_t* sink_v = nullptr;
   const std::uint16_t* window_k = nullptr;  ///< [num_seqs, num_kv_heads, window, D]
   const std::uint16_t* window_v = nullptr;
@@ -162,28 +164,28 @@ struct ExactPart {
 };
 
 struct DecodeParams {
-  const void* q = nullptr;          ///< [num_seqs * q_len, num_q_heads, D] of q_dtype (F16, BF16), dense
+  const void* q = nullptr;  ///< [num_seqs * q_len, num_q_heads, D] of q_dtype (F16, BF16), dense
   DType q_dtype = DType::F16;
-  void* out = nullptr;              ///< like q
-  float* lse = nullptr;             ///< [num_seqs * q_len, num_q_heads], natural log; may be null
+  void* out = nullptr;   ///< like q
+  float* lse = nullptr;  ///< [num_seqs * q_len, num_q_heads], natural log; may be null
   int num_seqs = 0;
-  int q_len = 1;                    ///< 1..16 tokens a sequence: the last ones of seq_len, causal among themselves
+  int q_len = 1;  ///< 1..16 tokens a sequence: the last ones of seq_len, causal among themselves
   int num_q_heads = 0;
   PagedCache cache;
   const std::int32_t* block_table = nullptr;  ///< [num_seqs, block_table_stride]
   std::int64_t block_table_stride = 0;
-  const std::int32_t* seq_lens = nullptr;     ///< [num_seqs], the new tokens included; 0 gives out = 0, lse = -inf
-  std::int64_t max_seq_len = 0;     ///< upper bound of seq_lens over the life of a captured graph: fixes the split
-  float sm_scale = 0;               ///< 0 = 1 / sqrt(D)
-  int window = 0;                   ///< sliding window; 0 = none
+  const std::int32_t* seq_lens = nullptr;  ///< [num_seqs], the new tokens included; 0 gives out = 0, lse = -inf
+  std::int64_t max_seq_len = 0;            ///< upper bound of seq_lens over the life of a captured graph: fixes the split
+  float sm_scale = 0;                      ///< 0 = 1 / sqrt(D)
+  int window = 0;                          ///< sliding window; 0 = none
   float soft_cap = 0;
   const float* alibi_slopes = nullptr;  ///< [num_q_heads]
   const float* sink_logits = nullptr;   ///< [num_q_heads]
-  bool q_rotated = false;           ///< q is already multiplied by the K transform
-  bool out_rotated = false;         ///< leave the output in V's rotated space (no inverse, no centre)
+  bool q_rotated = false;               ///< q is already multiplied by the K transform
+  bool out_rotated = false;             ///< leave the output in V's rotated space (no inverse, no centre)
   ExactPart exact;
-  bool general_path = false;        ///< do not take the fused kernel where it would serve
-  void* workspace = nullptr;        ///< zeroed once by the caller when allocated; the kernel leaves it as it needs it
+  bool general_path = false;  ///< do not take the fused kernel where it would serve
+  void* workspace = nullptr;  ///< zeroed once by the caller when allocated; the kernel leaves it as it needs it
   std::size_t workspace_bytes = 0;
 };
 /// Depends on shapes and max_seq_len only.

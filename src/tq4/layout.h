@@ -24,10 +24,10 @@ struct PageLayout {
   CodecSpec spec;
   int num_kv_heads = 0;
   int head_dim = 0;
-  int block_size = 16;           ///< tokens a page; Native: multiple of 16
-  std::int64_t block_stride = 0; ///< bytes from page to page
-  std::int64_t token_stride = 0; ///< TurboquantVllm: the row size (padded rows are larger); Vllm: see below; Native: 0
-  std::int64_t head_stride = 0;  ///< Vllm: bytes from head to head (newer versions swap the token and head axes); else 0
+  int block_size = 16;            ///< tokens a page; Native: multiple of 16
+  std::int64_t block_stride = 0;  ///< bytes from page to page
+  std::int64_t token_stride = 0;  ///< TurboquantVllm: the row size (padded rows are larger); Vllm: see below; Native: 0
+  std::int64_t head_stride = 0;   ///< Vllm: bytes from head to head (newer versions swap the token and head axes); else 0
 };
 
 /// The dense layout of a kind: strides filled in, no padding. Throws Unsupported where the spec has no place in the layout

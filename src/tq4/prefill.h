@@ -15,35 +15,35 @@ namespace tq4::gpu {
 ///   - a paged compressed prefix of prefix_lens[s] tokens (may be 0 or absent), then the sequence's own new tokens k_new, v_new, as many as queries.
 /// Query i of a sequence with n queries and m keys sits at position m - n + i.
 struct PrefillParams {
-  const void* q = nullptr;         ///< [total_q, num_q_heads, D] of dtype (F16, BF16), dense
+  const void* q = nullptr;  ///< [total_q, num_q_heads, D] of dtype (F16, BF16), dense
   DType dtype = DType::F16;
-  void* out = nullptr;             ///< like q
-  float* lse = nullptr;            ///< [total_q, num_q_heads] natural log; may be null
+  void* out = nullptr;   ///< like q
+  float* lse = nullptr;  ///< [total_q, num_q_heads] natural log; may be null
   int num_seqs = 0;
   const std::int32_t* cu_q = nullptr;  ///< [num_seqs + 1] on the device
-  int max_q_len = 0;               ///< upper bound of a sequence's queries
-  std::int64_t max_kv_len = 0;     ///< upper bound of a sequence's keys
+  int max_q_len = 0;                   ///< upper bound of a sequence's queries
+  std::int64_t max_kv_len = 0;         ///< upper bound of a sequence's keys
   int num_q_heads = 0;
 
-  EncodedIn k_planes, v_planes;    ///< [total_k, num_kv_heads]
+  EncodedIn k_planes, v_planes;        ///< [total_k, num_kv_heads]
   const std::int32_t* cu_k = nullptr;  ///< [num_seqs + 1], with planes
-  bool high_nibble_first = false;  ///< of planes
+  bool high_nibble_first = false;      ///< of planes
 
-  const void* k_new = nullptr;     ///< [total_q, num_kv_heads, D] of dtype; strides in elements (a pair of zeros: dense)
+  const void* k_new = nullptr;  ///< [total_q, num_kv_heads, D] of dtype; strides in elements (a pair of zeros: dense)
   const void* v_new = nullptr;
   std::int64_t k_token_stride = 0, k_head_stride = 0, v_token_stride = 0, v_head_stride = 0;
-  PagedCache cache;                ///< data null: no prefix
+  PagedCache cache;  ///< data null: no prefix
   const std::int32_t* block_table = nullptr;
   std::int64_t block_table_stride = 0;
   const std::int32_t* prefix_lens = nullptr;  ///< [num_seqs]; null: no prefix
 
   bool causal = true;
-  float sm_scale = 0;              ///< 0 = 1 / sqrt(D)
+  float sm_scale = 0;  ///< 0 = 1 / sqrt(D)
   int window = 0;
   float soft_cap = 0;
   const float* alibi_slopes = nullptr;
   const float* sink_logits = nullptr;
-  void* workspace = nullptr;       ///< 16-byte aligned; contents do not matter
+  void* workspace = nullptr;  ///< 16-byte aligned; contents do not matter
   std::size_t workspace_bytes = 0;
 };
 /// Bytes for fp16 K and V of num_seqs * max_kv_len tokens.
@@ -54,17 +54,17 @@ void prefill(const DeviceCodec& codec, const PrefillParams& params, Stream strea
 /// One layer's step: store the new K and V, then attend. With the same number of new tokens in each sequence, at most 16, the new tokens are
 /// attended as the pages hold them (decode); otherwise in the given precision behind the paged prefix (prefill).
 struct LayerStepParams {
-  const void* q = nullptr;         ///< [total, num_q_heads, D]
-  const void* k = nullptr;         ///< [total, num_kv_heads, D], dense
+  const void* q = nullptr;  ///< [total, num_q_heads, D]
+  const void* k = nullptr;  ///< [total, num_kv_heads, D], dense
   const void* v = nullptr;
   DType dtype = DType::F16;
-  void* out = nullptr;             ///< like q, or E4M3 bytes with out_fp8_scale
+  void* out = nullptr;                   ///< like q, or E4M3 bytes with out_fp8_scale
   const float* out_fp8_scale = nullptr;  ///< on the device: out = E4M3(value / scale); null: out is of dtype
   int num_seqs = 0;
-  std::int64_t total = 0;          ///< new tokens of all sequences
+  std::int64_t total = 0;              ///< new tokens of all sequences
   const std::int32_t* cu_q = nullptr;  ///< [num_seqs + 1] on the device
   int max_q_len = 0;
-  bool uniform = true;             ///< every sequence has exactly max_q_len new tokens
+  bool uniform = true;  ///< every sequence has exactly max_q_len new tokens
   int num_q_heads = 0;
   const std::int64_t* slot_mapping = nullptr;  ///< [total]
   const std::int64_t* positions = nullptr;     ///< [total], for centring before RoPE
@@ -78,7 +78,7 @@ struct LayerStepParams {
   float soft_cap = 0;
   const float* alibi_slopes = nullptr;
   const float* sink_logits = nullptr;
-  void* workspace = nullptr;       ///< zeroed once by the caller when allocated
+  void* workspace = nullptr;  ///< zeroed once by the caller when allocated
   std::size_t workspace_bytes = 0;
 };
 std::size_t layer_step_workspace_bytes(const DeviceCodec& codec, const LayerStepParams& params);

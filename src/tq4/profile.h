@@ -15,23 +15,23 @@ enum class ProfileOp : std::uint8_t { Decode, Store, Encode, Dequant };
 /// One point of a sweep.
 struct ProfileShape {
   ProfileOp op = ProfileOp::Decode;
-  CodecSpec spec;                   ///< sinks and window: tokens attended exactly, in fp16
+  CodecSpec spec;  ///< sinks and window: tokens attended exactly, in fp16
   LayoutKind layout = LayoutKind::Native;
-  bool padded = false;              ///< turboquant-vllm's padded rows
+  bool padded = false;  ///< turboquant-vllm's padded rows
   int num_q_heads = 32, num_kv_heads = 8, head_dim = 128, block_size = 16, q_len = 1;
-  int batch = 1;                    ///< sequences; Encode and Dequant: with ctx tokens each
-  std::int64_t ctx = 8192;          ///< tokens a sequence holds (Store: before the step)
-  bool ragged = false;              ///< lengths log-uniform in [100, ctx] instead of ctx
+  int batch = 1;            ///< sequences; Encode and Dequant: with ctx tokens each
+  std::int64_t ctx = 8192;  ///< tokens a sequence holds (Store: before the step)
+  bool ragged = false;      ///< lengths log-uniform in [100, ctx] instead of ctx
   DType dtype = DType::F16;
-  bool calibrated = false;          ///< per-head matrices and centres (made up: only the time is of interest)
-  bool rope = false;                ///< keys centred before RoPE
-  bool general_path = false;        ///< not the fused kernel
-  bool rotate = true;               ///< the rotation of query and output is part of the call
+  bool calibrated = false;    ///< per-head matrices and centres (made up: only the time is of interest)
+  bool rope = false;          ///< keys centred before RoPE
+  bool general_path = false;  ///< not the fused kernel
+  bool rotate = true;         ///< the rotation of query and output is part of the call
 };
 struct ProfileOptions {
-  int samples = 30;                 ///< graph launches, each one sample
-  bool baselines = true;            ///< fp16 and fp8 paged decode of the same shape (Decode only)
-  bool check = true;                ///< error against the CPU reference on one sequence and kv head (Decode only)
+  int samples = 30;       ///< graph launches, each one sample
+  bool baselines = true;  ///< fp16 and fp8 paged decode of the same shape (Decode only)
+  bool check = true;      ///< error against the CPU reference on one sequence and kv head (Decode only)
   std::uint64_t seed = 1;
 };
 /// Seconds of one call.
@@ -41,12 +41,12 @@ struct Timing {
 };
 struct ProfileResult {
   Timing time;
-  Timing fp16, fp8;                 ///< baselines; median 0 = not run
-  double bytes = 0;                 ///< that must be read (Store, Encode, Dequant: read and written)
-  std::string path;                 ///< decode_path()
-  double relative_error = -1;       ///< -1 = not checked
-  int caches = 0;                   ///< the cycle's length
-  std::string skipped;              ///< why there is no result; empty = there is one
+  Timing fp16, fp8;            ///< baselines; median 0 = not run
+  double bytes = 0;            ///< that must be read (Store, Encode, Dequant: read and written)
+  std::string path;            ///< decode_path()
+  double relative_error = -1;  ///< -1 = not checked
+  int caches = 0;              ///< the cycle's length
+  std::string skipped;         ///< why there is no result; empty = there is one
 };
 
 /// Bytes of device memory profile() will allocate, and the number of caches it cycles through.

@@ -13,9 +13,9 @@ struct Rotation {
   RotationKind kind{};
   int dim = 0;
   std::uint64_t seed = 0;
-  std::vector<float> matrix;       ///< [dim, dim]; always filled, also for Hadamard kinds (identity for None)
-  std::vector<float> signs;        ///< HadamardSigned: [dim] of +-1 applied to x before the butterflies; else empty
-  std::vector<int> blocks;         ///< Hadamard kinds: sizes of the power-of-two blocks on the diagonal, in order
+  std::vector<float> matrix;  ///< [dim, dim]; always filled, also for Hadamard kinds (identity for None)
+  std::vector<float> signs;   ///< HadamardSigned: [dim] of +-1 applied to x before the butterflies; else empty
+  std::vector<int> blocks;    ///< Hadamard kinds: sizes of the power-of-two blocks on the diagonal, in order
 };
 
 /// Builds the matrix: Haar and HaarTorch by Householder QR in double with column signs from diag(R) (Mezzadri), rounded to float.

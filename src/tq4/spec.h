@@ -28,10 +28,10 @@ enum class CodebookKind : std::uint8_t {
 };
 enum class RotationKind : std::uint8_t {
   None,
-  Haar,            ///< QR of a seeded Gaussian, computed in double (ours, same bits on every CPU)
-  HaarTorch,       ///< QR of torch.randn(D, D) of torch's CPU mt19937 seeded `seed` (turboquant-vllm's matrix)
-  Hadamard,        ///< orthonormal Sylvester Hadamard, no signs (vLLM); block-diagonal where D is no power of two
-  HadamardSigned   ///< Hadamard times seeded random signs
+  Haar,           ///< QR of a seeded Gaussian, computed in double (ours, same bits on every CPU)
+  HaarTorch,      ///< QR of torch.randn(D, D) of torch's CPU mt19937 seeded `seed` (turboquant-vllm's matrix)
+  Hadamard,       ///< orthonormal Sylvester Hadamard, no signs (vLLM); block-diagonal where D is no power of two
+  HadamardSigned  ///< Hadamard times seeded random signs
 };
 /// What is stored as a vector's "norm". y is the vector after centring and transform, c its centroids.
 enum class ScaleRule : std::uint8_t {

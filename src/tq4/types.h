@@ -11,9 +11,9 @@ namespace tq4 {
 /// Element type of a tensor in memory or in a file.
 enum class DType : std::uint8_t { F16, BF16, F32, U8, I32, I64, F64 };
 
-std::size_t dtype_size(DType dtype);              ///< bytes of one element
-std::string_view dtype_name(DType dtype);         ///< "float16", "bfloat16", ...
-DType dtype_from_name(std::string_view name);     ///< inverse of dtype_name, also "fp16", "bf16", "F16"; throws Usage
+std::size_t dtype_size(DType dtype);           ///< bytes of one element
+std::string_view dtype_name(DType dtype);      ///< "float16", "bfloat16", ...
+DType dtype_from_name(std::string_view name);  ///< inverse of dtype_name, also "fp16", "bf16", "F16"; throws Usage
 
 /// Which half of the cache: keys or values.
 enum class Side : std::uint8_t { K, V };

@@ -32,11 +32,13 @@ void check(bool fp8, int dim, int group, int block_size, const std::vector<std::
     ks.emplace_back(kHeads * n * d);
     vs.emplace_back(kHeads * n * d);
     for (std::size_t t = 0; t < n; ++t) {
-      if (t % static_cast<std::size_t>(block_size) == 0) table[s * static_cast<std::size_t>(stride) + t / static_cast<std::size_t>(block_size)] = order[next++];
+      if (t % static_cast<std::size_t>(block_size) == 0)
+        table[s * static_cast<std::size_t>(stride) + t / static_cast<std::size_t>(block_size)] = order[next++];
       const auto page = static_cast<std::size_t>(table[s * static_cast<std::size_t>(stride) + t / static_cast<std::size_t>(block_size)]);
       for (std::size_t h = 0; h < kHeads; ++h) {
         for (std::size_t j = 0; j < d; ++j) {
-          const std::size_t at = ((page * kHeads + h) * static_cast<std::size_t>(block_size) + t % static_cast<std::size_t>(block_size)) * d + j;
+          const std::size_t at =
+              ((page * kHeads + h) * static_cast<std::size_t>(block_size) + t % static_cast<std::size_t>(block_size)) * d + j;
           const auto rounded = [&] {
             const float x = normal(random);
             return fp8 ? e4m3_to_float(float_to_e4m3(x)) : half_to_float(float_to_half(x));
@@ -87,7 +89,8 @@ void check(bool fp8, int dim, int group, int block_size, const std::vector<std::
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     const std::size_t row = static_cast<std::size_t>(kHeads * group) * d;
     std::vector<double> want(row);
-    reference_attention(q.floats.data() + s * row, ks[s].data(), vs[s].data(), 1, lengths[s], kHeads * group, kHeads, dim, {}, want.data(), nullptr);
+    reference_attention(q.floats.data() + s * row, ks[s].data(), vs[s].data(), 1, lengths[s], kHeads * group, kHeads, dim, {}, want.data(),
+                        nullptr);
     for (std::size_t i = 0; i < row; ++i) {
       const double difference = static_cast<double>(got[s * row + i]) - want[i];
       error += difference * difference;

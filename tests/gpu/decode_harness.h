@@ -24,7 +24,7 @@ struct DecodeCase {
   bool exact_rotated = false;  ///< the exact tokens as the fused kernel wants them: forward (x - centre)
   CalibrationOptions calibration = {};
   bool q_rotated = false, out_rotated = false;
-  bool general_path = false;   ///< not the fused kernel
+  bool general_path = false;         ///< not the fused kernel
   RotationKind* rotation = nullptr;  ///< replaces the spec's rotation on both sides
   float key_mean = 0;                ///< added to every key coordinate: a bias as models have it
 };

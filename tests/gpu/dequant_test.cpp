@@ -17,9 +17,10 @@ TEST(Dequant, PlanesGiveTheFloatsOfTheCpu) {
   };
   constexpr int kHeads = 2;
   constexpr std::size_t kTokens = 301;
-  for (const Case& c : {Case{"tq4", 128, {}}, Case{"tq3", 96, {}}, Case{"tq2", 64, {}}, Case{"tq1", 80, {}}, Case{"tq6", 256, {}}, Case{"tq8", 512, {}},
-                        Case{"tq4-2d", 128, {}}, Case{"tq4-prod", 64, {}}, Case{"tq2.5", 128, {}}, Case{"k8v4", 128, {}}, Case{"fp16", 72, {}},
-                        Case{"vllm:4bit_nc", 128, {}}, Case{"vllm:3bit_nc", 96, {}}, Case{"tq4", 128, {true, true, false}}, Case{"tq4", 128, {true, true, true}}}) {
+  for (const Case& c : {Case{"tq4", 128, {}}, Case{"tq3", 96, {}}, Case{"tq2", 64, {}}, Case{"tq1", 80, {}}, Case{"tq6", 256, {}},
+                        Case{"tq8", 512, {}}, Case{"tq4-2d", 128, {}}, Case{"tq4-prod", 64, {}}, Case{"tq2.5", 128, {}},
+                        Case{"k8v4", 128, {}}, Case{"fp16", 72, {}}, Case{"vllm:4bit_nc", 128, {}}, Case{"vllm:3bit_nc", 96, {}},
+                        Case{"tq4", 128, {true, true, false}}, Case{"tq4", 128, {true, true, true}}}) {
     const CodecSpec spec = spec_from_name(c.spec);
     const LayerCalibration calibration = made_up_calibration(spec, c.dim, kHeads, c.calibration, random);
     const DeviceCodec codec(spec, c.dim, kHeads, &calibration);
@@ -51,8 +52,10 @@ TEST(Dequant, PlanesGiveTheFloatsOfTheCpu) {
           std::vector<float> sc, ze, re, values(kTokens * dim);
           for (std::size_t t = 0; t < kTokens; ++t) {
             const std::size_t at = t * kHeads + h;
-            hc.insert(hc.end(), h_codes.begin() + static_cast<std::ptrdiff_t>(at * host.code_bytes()), h_codes.begin() + static_cast<std::ptrdiff_t>((at + 1) * host.code_bytes()));
-            hs.insert(hs.end(), h_signs.begin() + static_cast<std::ptrdiff_t>(at * dim / 8), h_signs.begin() + static_cast<std::ptrdiff_t>((at + 1) * dim / 8));
+            hc.insert(hc.end(), h_codes.begin() + static_cast<std::ptrdiff_t>(at * host.code_bytes()),
+                      h_codes.begin() + static_cast<std::ptrdiff_t>((at + 1) * host.code_bytes()));
+            hs.insert(hs.end(), h_signs.begin() + static_cast<std::ptrdiff_t>(at * dim / 8),
+                      h_signs.begin() + static_cast<std::ptrdiff_t>((at + 1) * dim / 8));
             sc.push_back(h_scale[at]), ze.push_back(h_zero[at]), re.push_back(h_residual[at]);
           }
           const EncodedIn in{hc.data(), sc.data(), ze.data(), hs.data(), re.data()};
@@ -62,7 +65,8 @@ TEST(Dequant, PlanesGiveTheFloatsOfTheCpu) {
             host.decode(in, kTokens, values.data(), head_transform(&calibration, side, static_cast<int>(h), 50));
           }
           for (std::size_t t = 0; t < kTokens; ++t) {
-            std::copy_n(values.begin() + static_cast<std::ptrdiff_t>(t * dim), dim, want.begin() + static_cast<std::ptrdiff_t>((t * kHeads + h) * dim));
+            std::copy_n(values.begin() + static_cast<std::ptrdiff_t>(t * dim), dim,
+                        want.begin() + static_cast<std::ptrdiff_t>((t * kHeads + h) * dim));
           }
         }
         for (const DType dtype : {DType::F32, DType::F16, DType::BF16}) {
@@ -108,7 +112,9 @@ TEST(Dequant, HighNibbleFirst) {
         nibbles[i / 2] = static_cast<std::uint8_t>(i % 2 == 0 ? (nibbles[i / 2] & 0x0f) | code << 4 : (nibbles[i / 2] & 0xf0) | code);
         const std::size_t row = i / d, bit = i % d * static_cast<std::size_t>(bits);
         for (int b = 0; b < bits; ++b) {
-          if (code >> b & 1) packed[row * host.code_bytes() + (bit + static_cast<std::size_t>(b)) / 8] |= static_cast<std::uint8_t>(1u << ((bit + static_cast<std::size_t>(b)) % 8));
+          if (code >> b & 1)
+            packed[row * host.code_bytes() + (bit + static_cast<std::size_t>(b)) / 8] |=
+                static_cast<std::uint8_t>(1u << ((bit + static_cast<std::size_t>(b)) % 8));
         }
       }
       std::vector<float> scale(kRows, 1.5f), want(kRows * d);
@@ -135,9 +141,10 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
     int dim;
     bool calibrated;
   };
-  for (const Case& c : {Case{"tq4", LayoutKind::Native, 128, false}, Case{"k4v3", LayoutKind::Native, 64, true}, Case{"tq4", LayoutKind::Native, 96, false},
-                        Case{"fp16", LayoutKind::Native, 64, false}, Case{"turboquant-vllm", LayoutKind::TurboquantVllm, 128, false},
-                        Case{"vllm:3bit_nc", LayoutKind::Vllm, 128, false}, Case{"vllm:k8v4", LayoutKind::Vllm, 64, false}}) {
+  for (const Case& c :
+       {Case{"tq4", LayoutKind::Native, 128, false}, Case{"k4v3", LayoutKind::Native, 64, true}, Case{"tq4", LayoutKind::Native, 96, false},
+        Case{"fp16", LayoutKind::Native, 64, false}, Case{"turboquant-vllm", LayoutKind::TurboquantVllm, 128, false},
+        Case{"vllm:3bit_nc", LayoutKind::Vllm, 128, false}, Case{"vllm:k8v4", LayoutKind::Vllm, 64, false}}) {
     SCOPED_TRACE(std::string(c.spec) + " d" + std::to_string(c.dim));
     DecodeCase d;
     d.spec = c.spec;
@@ -171,7 +178,8 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
           for (std::size_t h = 0; h < static_cast<std::size_t>(d.kv_heads); ++h) {
             const std::size_t n = static_cast<std::size_t>(d.lengths[s]) * static_cast<std::size_t>(c.dim);
             const float* from = got[side].data() + (s * static_cast<std::size_t>(d.kv_heads) + h) * kMax * static_cast<std::size_t>(c.dim);
-            EXPECT_TRUE(std::equal(from, from + n, want[side].begin() + static_cast<std::ptrdiff_t>(h * n))) << "sequence " << s << " side " << side << " head " << h;
+            EXPECT_TRUE(std::equal(from, from + n, want[side].begin() + static_cast<std::ptrdiff_t>(h * n)))
+                << "sequence " << s << " side " << side << " head " << h;
             // Rows from the length on are left alone.
             std::uint32_t word = 0;
             std::memcpy(&word, from + n, 4);

@@ -29,7 +29,9 @@ TEST_P(Encode, GivesTheBytesOfTheCpu) {
     const std::size_t rows = static_cast<std::size_t>(n) * kHeads, dim = static_cast<std::size_t>(c.dim);
     const Values x = gaussian(rows * dim, c.dtype, random);
     std::vector<std::uint8_t> bytes = x.bytes;
-    if (n == 37) std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(5 * dim * dtype_size(c.dtype)), dim * dtype_size(c.dtype), std::uint8_t{0});  // a zero row
+    if (n == 37)
+      std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(5 * dim * dtype_size(c.dtype)), dim * dtype_size(c.dtype),
+                  std::uint8_t{0});  // a zero row
     const Device<std::uint8_t> device_x(bytes);
     std::vector<std::int64_t> positions(static_cast<std::size_t>(n));
     for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = 1000 + static_cast<std::int64_t>(i);
@@ -60,7 +62,8 @@ TEST_P(Encode, GivesTheBytesOfTheCpu) {
         const auto count = static_cast<std::size_t>(n);
         std::vector<std::uint8_t> want(count * host.code_bytes()), want_signs(count * dim / 8);
         std::vector<float> want_scale(count), want_zero(count), want_residual(count);
-        host.encode(head_bytes.data(), c.dtype, n, {want.data(), want_scale.data(), want_zero.data(), want_signs.data(), want_residual.data()},
+        host.encode(head_bytes.data(), c.dtype, n,
+                    {want.data(), want_scale.data(), want_zero.data(), want_signs.data(), want_residual.data()},
                     head_transform(&calibration, side, h, 1000));
         for (std::size_t i = 0; i < count; ++i) {
           const std::size_t at = i * kHeads + static_cast<std::size_t>(h);
@@ -84,9 +87,9 @@ TEST_P(Encode, GivesTheBytesOfTheCpu) {
 }
 
 std::string case_name(const testing::TestParamInfo<Case>& info) {
-  std::string name = std::string(info.param.spec) + "_d" + std::to_string(info.param.dim) + "_" + std::string(dtype_name(info.param.dtype)) +
-                     (info.param.calibration.matrices ? "_matrices" : "") + (info.param.calibration.centres ? "_centres" : "") +
-                     (info.param.calibration.rope ? "_rope" : "");
+  std::string name = std::string(info.param.spec) + "_d" + std::to_string(info.param.dim) + "_" +
+                     std::string(dtype_name(info.param.dtype)) + (info.param.calibration.matrices ? "_matrices" : "") +
+                     (info.param.calibration.centres ? "_centres" : "") + (info.param.calibration.rope ? "_rope" : "");
   for (char& ch : name) {
     if (!std::isalnum(static_cast<unsigned char>(ch))) ch = '_';
   }
@@ -95,14 +98,16 @@ std::string case_name(const testing::TestParamInfo<Case>& info) {
 
 INSTANTIATE_TEST_SUITE_P(
     Codecs, Encode,
-    testing::Values(Case{"tq4", 128, DType::F16, {}}, Case{"tq4", 128, DType::BF16, {}}, Case{"tq4", 128, DType::F32, {}}, Case{"tq4", 64, DType::F16, {}},
-                    Case{"tq3", 96, DType::F16, {}}, Case{"tq2", 80, DType::F16, {}}, Case{"tq1", 72, DType::F16, {}}, Case{"tq5", 256, DType::F16, {}},
-                    Case{"tq8", 512, DType::F16, {}}, Case{"k4v3", 32, DType::F16, {}}, Case{"tq6", 128, DType::F16, {}}, Case{"tq7", 40, DType::BF16, {}},
+    testing::Values(Case{"tq4", 128, DType::F16, {}}, Case{"tq4", 128, DType::BF16, {}}, Case{"tq4", 128, DType::F32, {}},
+                    Case{"tq4", 64, DType::F16, {}}, Case{"tq3", 96, DType::F16, {}}, Case{"tq2", 80, DType::F16, {}},
+                    Case{"tq1", 72, DType::F16, {}}, Case{"tq5", 256, DType::F16, {}}, Case{"tq8", 512, DType::F16, {}},
+                    Case{"k4v3", 32, DType::F16, {}}, Case{"tq6", 128, DType::F16, {}}, Case{"tq7", 40, DType::BF16, {}},
                     Case{"tq4-2d", 128, DType::F16, {}}, Case{"tq3-2d", 64, DType::F16, {}}, Case{"tq4-norm", 128, DType::F16, {}},
                     Case{"tq4-prod", 128, DType::F16, {}}, Case{"tq3-prod", 64, DType::F16, {}}, Case{"tq2.5", 128, DType::F16, {}},
-                    Case{"tq3.5", 96, DType::F16, {}}, Case{"fp8", 128, DType::F16, {}}, Case{"fp16", 128, DType::BF16, {}}, Case{"k8v4", 128, DType::F16, {}},
-                    Case{"vllm:k8v4", 128, DType::F16, {}}, Case{"vllm:4bit_nc", 128, DType::F16, {}}, Case{"vllm:k3v4_nc", 64, DType::F16, {}},
-                    Case{"vllm:3bit_nc", 256, DType::F16, {}}, Case{"turboquant-vllm", 128, DType::F16, {}}, Case{"turboquant-vllm-k3v4", 96, DType::F16, {}},
+                    Case{"tq3.5", 96, DType::F16, {}}, Case{"fp8", 128, DType::F16, {}}, Case{"fp16", 128, DType::BF16, {}},
+                    Case{"k8v4", 128, DType::F16, {}}, Case{"vllm:k8v4", 128, DType::F16, {}}, Case{"vllm:4bit_nc", 128, DType::F16, {}},
+                    Case{"vllm:k3v4_nc", 64, DType::F16, {}}, Case{"vllm:3bit_nc", 256, DType::F16, {}},
+                    Case{"turboquant-vllm", 128, DType::F16, {}}, Case{"turboquant-vllm-k3v4", 96, DType::F16, {}},
                     Case{"tq4", 128, DType::F16, {true, true, false}}, Case{"tq4-2d", 64, DType::BF16, {true, true, false}},
                     Case{"tq4", 128, DType::F16, {false, false, true}}, Case{"tq3", 64, DType::F16, {true, true, true}}),
     case_name);

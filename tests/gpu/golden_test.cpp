@@ -33,8 +33,9 @@ double relative_error(const std::vector<float>& got, const std::vector<double>& 
 }
 
 /// Decode with a peer's cache, block table, lengths and queries.
-std::vector<float> attend(const DeviceCodec& codec, const PageLayout& layout, const golden::Array<std::uint8_t>& cache, const golden::Array<std::int32_t>& table,
-                          const golden::Array<std::int32_t>& lengths, const golden::Array<float>& q) {
+std::vector<float> attend(const DeviceCodec& codec, const PageLayout& layout, const golden::Array<std::uint8_t>& cache,
+                          const golden::Array<std::int32_t>& table, const golden::Array<std::int32_t>& lengths,
+                          const golden::Array<float>& q) {
   const Device<std::uint8_t> pages(cache.data), device_q(as_half(q.data)), out(q.size() * 2);
   const Device<std::int32_t> device_table(table.data), device_lengths(lengths.data);
   DecodeParams p;
@@ -99,7 +100,8 @@ TEST(Golden, TurboquantVllmPages) {
     encode(codec, Side::K, e, nullptr);
     const std::vector<std::uint8_t> bytes = our_codes.host();
     std::size_t differing = 0;
-    for (std::size_t i = 0; i < bytes.size(); ++i) differing += static_cast<std::uint8_t>(bytes[i] << 4 | bytes[i] >> 4) == packed[i] ? 0 : 1;
+    for (std::size_t i = 0; i < bytes.size(); ++i)
+      differing += static_cast<std::uint8_t>(bytes[i] << 4 | bytes[i] >> 4) == packed[i] ? 0 : 1;
     EXPECT_LE(differing, bytes.size() / 2000);  // coordinates next to a boundary: their product is summed in another order
     const std::vector<float> our_norms = our_scale.host();
     for (std::size_t i = 0; i < rows; ++i) EXPECT_NEAR(our_norms[i], norms[i], 2e-6 * norms[i]);

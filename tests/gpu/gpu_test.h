@@ -15,10 +15,10 @@
 
 namespace tq4::gpu {
 
-#define TQ4_REQUIRE_DEVICE()                                            \
-  if (device_count() == 0) {                                            \
+#define TQ4_REQUIRE_DEVICE()                                             \
+  if (device_count() == 0) {                                             \
     GTEST_SKIP() << "no CUDA device is visible: GPU test not performed"; \
-  }                                                                     \
+  }                                                                      \
   static_assert(true, "")
 
 inline void cuda_ok(cudaError_t status) {
@@ -79,6 +79,7 @@ inline Values gaussian(std::size_t count, DType dtype, Random& random, float sig
 struct CalibrationOptions {
   bool matrices = false, centres = false, rope = false;
 };
-LayerCalibration made_up_calibration(const CodecSpec& spec, int head_dim, int num_kv_heads, const CalibrationOptions& options, Random& random);
+LayerCalibration made_up_calibration(const CodecSpec& spec, int head_dim, int num_kv_heads, const CalibrationOptions& options,
+                                     Random& random);
 
 }  // namespace tq4::gpu

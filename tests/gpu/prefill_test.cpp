@@ -53,7 +53,8 @@ struct Problem {
   std::size_t heads() const { return static_cast<std::size_t>(c.kv_heads); }
 
   /// CPU decode of planes [n][heads] of one side to [heads][n][D], positions from 0.
-  std::vector<float> decode_side(Side side, const std::vector<std::uint8_t>& codes, const std::vector<float>& scale, const std::vector<float>& zero, std::size_t n) const {
+  std::vector<float> decode_side(Side side, const std::vector<std::uint8_t>& codes, const std::vector<float>& scale,
+                                 const std::vector<float>& zero, std::size_t n) const {
     const Codec& host = codec.host(side);
     std::vector<float> out(heads() * n * dim());
     for (std::size_t h = 0; h < heads(); ++h) {
@@ -74,7 +75,8 @@ struct Problem {
   }
 
   /// Relative error of `got` [total_q][q_heads][D] where sequence s attends to k[s], v[s] [heads][length][D].
-  double error(const std::vector<float>& got, const std::vector<float>& lse, const std::vector<std::vector<float>>& k, const std::vector<std::vector<float>>& v) const {
+  double error(const std::vector<float>& got, const std::vector<float>& lse, const std::vector<std::vector<float>>& k,
+               const std::vector<std::vector<float>>& v) const {
     AttentionOptions o;
     o.causal = c.causal;
     o.window = c.window;
@@ -85,8 +87,9 @@ struct Problem {
     for (std::size_t s = 0; s < c.q_lens.size(); ++s) {
       const std::size_t rows = static_cast<std::size_t>(c.q_lens[s] * c.q_heads), first = static_cast<std::size_t>(cu_q[s] * c.q_heads);
       std::vector<double> want(rows * dim()), want_lse(rows);
-      reference_attention(q.floats.data() + first * dim(), k[s].data(), v[s].data(), c.q_lens[s], static_cast<std::int64_t>(k[s].size() / dim() / heads()), c.q_heads,
-                          c.kv_heads, c.dim, o, want.data(), want_lse.data());
+      reference_attention(q.floats.data() + first * dim(), k[s].data(), v[s].data(), c.q_lens[s],
+                          static_cast<std::int64_t>(k[s].size() / dim() / heads()), c.q_heads, c.kv_heads, c.dim, o, want.data(),
+                          want_lse.data());
       for (std::size_t i = 0; i < want.size(); ++i) {
         const double d = static_cast<double>(got[first * dim() + i]) - want[i];
         if (!std::isfinite(got[first * dim() + i])) return INFINITY;
@@ -167,9 +170,11 @@ void check_planes(const Case& c) {
     for (std::size_t s = 0; s < c.q_lens.size(); ++s) {
       const auto begin = static_cast<std::size_t>(x.cu_k[s]) * x.heads(), end = static_cast<std::size_t>(x.cu_k[s + 1]) * x.heads();
       const auto cut = [&](const auto& all, std::size_t width) {
-        return std::vector(all.begin() + static_cast<std::ptrdiff_t>(begin * width), all.begin() + static_cast<std::ptrdiff_t>(end * width));
+        return std::vector(all.begin() + static_cast<std::ptrdiff_t>(begin * width),
+                           all.begin() + static_cast<std::ptrdiff_t>(end * width));
       };
-      (side == Side::K ? want_k : want_v).push_back(x.decode_side(side, cut(codes, bytes), cut(scale, 1), cut(zero, 1), (end - begin) / x.heads()));
+      (side == Side::K ? want_k : want_v)
+          .push_back(x.decode_side(side, cut(codes, bytes), cut(scale, 1), cut(zero, 1), (end - begin) / x.heads()));
     }
   }
   EXPECT_LT(x.error(got, lse.host(), want_k, want_v), x.limit());
@@ -277,7 +282,8 @@ void check_pages(const Case& c) {
         scale[i].resize(stored * x.heads());
         zero[i].resize(stored * x.heads());
       }
-      read_pages(layout, bytes.data(), pages, slots[s].data(), static_cast<std::int64_t>(stored), {codes[0].data(), scale[0].data(), zero[0].data(), nullptr, nullptr},
+      read_pages(layout, bytes.data(), pages, slots[s].data(), static_cast<std::int64_t>(stored),
+                 {codes[0].data(), scale[0].data(), zero[0].data(), nullptr, nullptr},
                  {codes[1].data(), scale[1].data(), zero[1].data(), nullptr, nullptr});
       for (const Side side : {Side::K, Side::V}) {
         const auto i = static_cast<std::size_t>(side);
@@ -285,10 +291,12 @@ void check_pages(const Case& c) {
         const Values& fresh = side == Side::K ? new_k : new_v;
         std::vector<float> all;
         for (std::size_t h = 0; h < x.heads(); ++h) {
-          all.insert(all.end(), decoded.begin() + static_cast<std::ptrdiff_t>(h * stored * x.dim()), decoded.begin() + static_cast<std::ptrdiff_t>((h + 1) * stored * x.dim()));
+          all.insert(all.end(), decoded.begin() + static_cast<std::ptrdiff_t>(h * stored * x.dim()),
+                     decoded.begin() + static_cast<std::ptrdiff_t>((h + 1) * stored * x.dim()));
           for (std::size_t t = stored; t < n; ++t) {
             const std::size_t row = (static_cast<std::size_t>(x.cu_q[s]) + t - static_cast<std::size_t>(c.prefix[s])) * x.heads() + h;
-            all.insert(all.end(), fresh.floats.begin() + static_cast<std::ptrdiff_t>(row * x.dim()), fresh.floats.begin() + static_cast<std::ptrdiff_t>((row + 1) * x.dim()));
+            all.insert(all.end(), fresh.floats.begin() + static_cast<std::ptrdiff_t>(row * x.dim()),
+                       fresh.floats.begin() + static_cast<std::ptrdiff_t>((row + 1) * x.dim()));
           }
         }
         result[i].push_back(all);

@@ -4,7 +4,8 @@
 
 namespace tq4::gpu {
 
-LayerCalibration made_up_calibration(const CodecSpec& spec, int head_dim, int num_kv_heads, const CalibrationOptions& options, Random& random) {
+LayerCalibration made_up_calibration(const CodecSpec& spec, int head_dim, int num_kv_heads, const CalibrationOptions& options,
+                                     Random& random) {
   LayerCalibration c;
   c.num_kv_heads = num_kv_heads;
   c.head_dim = head_dim;

@@ -15,8 +15,9 @@ struct Case {
 
 PageLayout layout_of(const Case& c, int heads) {
   const CodecSpec spec = spec_from_name(c.spec);
-  PageLayout layout = c.variant == Case::Padded && c.kind == LayoutKind::TurboquantVllm ? padded_turboquant_vllm_layout(spec, heads, c.dim, c.block_size)
-                                                                                       : make_layout(c.kind, spec, heads, c.dim, c.block_size);
+  PageLayout layout = c.variant == Case::Padded && c.kind == LayoutKind::TurboquantVllm
+                          ? padded_turboquant_vllm_layout(spec, heads, c.dim, c.block_size)
+                          : make_layout(c.kind, spec, heads, c.dim, c.block_size);
   if (c.variant == Case::Swapped) {  // [blocks, heads, tokens, slot]
     layout.token_stride = layout.head_stride;
     layout.head_stride = layout.token_stride * c.block_size;
@@ -61,20 +62,24 @@ TEST_P(Store, GivesThePagesOfTheCpu) {
     };
     const auto encoded = [&](Side side, const Values& x) {
       Planes out{std::vector<std::uint8_t>(count * codec.host(side).code_bytes()), std::vector<float>(count), std::vector<float>(count)};
-      codec.host(side).encode(x.bytes.data(), x.dtype, static_cast<std::int64_t>(count), {out.codes.data(), out.scale.data(), out.zero.data(), nullptr, nullptr});
+      codec.host(side).encode(x.bytes.data(), x.dtype, static_cast<std::int64_t>(count),
+                              {out.codes.data(), out.scale.data(), out.zero.data(), nullptr, nullptr});
       return out;
     };
     const Planes ek = encoded(Side::K, k), ev = encoded(Side::V, v);
-    write_pages(layout, {ek.codes.data(), ek.scale.data(), ek.zero.data(), nullptr, nullptr}, {ev.codes.data(), ev.scale.data(), ev.zero.data(), nullptr, nullptr},
-                slots.data(), n, pages.data(), kBlocks);
+    write_pages(layout, {ek.codes.data(), ek.scale.data(), ek.zero.data(), nullptr, nullptr},
+                {ev.codes.data(), ev.scale.data(), ev.zero.data(), nullptr, nullptr}, slots.data(), n, pages.data(), kBlocks);
     EXPECT_EQ(cache.host(), pages) << "n " << n;
   }
 }
 
 std::string case_name(const testing::TestParamInfo<Case>& info) {
   const Case& c = info.param;
-  std::string name = std::string(c.spec) + "_" + std::string(layout_name(c.kind)) + "_d" + std::to_string(c.dim) + "_b" + std::to_string(c.block_size) +
-                     (c.variant == Case::Padded ? "_padded" : c.variant == Case::Swapped ? "_swapped" : "");
+  std::string name = std::string(c.spec) + "_" + std::string(layout_name(c.kind)) + "_d" + std::to_string(c.dim) + "_b" +
+                     std::to_string(c.block_size) +
+                     (c.variant == Case::Padded    ? "_padded"
+                      : c.variant == Case::Swapped ? "_swapped"
+                                                   : "");
   for (char& ch : name) {
     if (!std::isalnum(static_cast<unsigned char>(ch))) ch = '_';
   }
@@ -84,15 +89,16 @@ std::string case_name(const testing::TestParamInfo<Case>& info) {
 constexpr LayoutKind kNative = LayoutKind::Native, kTqv = LayoutKind::TurboquantVllm, kVllm = LayoutKind::Vllm;
 INSTANTIATE_TEST_SUITE_P(
     Layouts, Store,
-    testing::Values(Case{"tq4", kNative, 128, 16, Case::Dense}, Case{"tq4", kNative, 96, 32, Case::Dense}, Case{"k4v3", kNative, 128, 16, Case::Padded},
-                    Case{"tq3", kNative, 64, 16, Case::Dense}, Case{"k8v4", kNative, 80, 48, Case::Dense}, Case{"tq2", kNative, 256, 16, Case::Dense},
-                    Case{"fp16", kNative, 64, 16, Case::Dense}, Case{"fp8", kNative, 128, 64, Case::Dense}, Case{"tq6", kNative, 32, 16, Case::Dense},
-                    Case{"k2.5v4", kNative, 128, 16, Case::Dense}, Case{"vllm:4bit_nc", kNative, 128, 16, Case::Dense},
-                    Case{"turboquant-vllm", kTqv, 128, 16, Case::Dense}, Case{"turboquant-vllm", kTqv, 128, 16, Case::Padded},
-                    Case{"turboquant-vllm-k3v4", kTqv, 96, 16, Case::Dense}, Case{"turboquant-vllm-k4v2", kTqv, 72, 32, Case::Padded},
-                    Case{"vllm:k8v4", kVllm, 128, 16, Case::Dense}, Case{"vllm:4bit_nc", kVllm, 128, 16, Case::Swapped},
-                    Case{"vllm:k3v4_nc", kVllm, 64, 16, Case::Dense}, Case{"vllm:3bit_nc", kVllm, 128, 32, Case::Dense},
-                    Case{"vllm:3bit_nc", kVllm, 96, 16, Case::Swapped}),
+    testing::Values(Case{"tq4", kNative, 128, 16, Case::Dense}, Case{"tq4", kNative, 96, 32, Case::Dense},
+                    Case{"k4v3", kNative, 128, 16, Case::Padded}, Case{"tq3", kNative, 64, 16, Case::Dense},
+                    Case{"k8v4", kNative, 80, 48, Case::Dense}, Case{"tq2", kNative, 256, 16, Case::Dense},
+                    Case{"fp16", kNative, 64, 16, Case::Dense}, Case{"fp8", kNative, 128, 64, Case::Dense},
+                    Case{"tq6", kNative, 32, 16, Case::Dense}, Case{"k2.5v4", kNative, 128, 16, Case::Dense},
+                    Case{"vllm:4bit_nc", kNative, 128, 16, Case::Dense}, Case{"turboquant-vllm", kTqv, 128, 16, Case::Dense},
+                    Case{"turboquant-vllm", kTqv, 128, 16, Case::Padded}, Case{"turboquant-vllm-k3v4", kTqv, 96, 16, Case::Dense},
+                    Case{"turboquant-vllm-k4v2", kTqv, 72, 32, Case::Padded}, Case{"vllm:k8v4", kVllm, 128, 16, Case::Dense},
+                    Case{"vllm:4bit_nc", kVllm, 128, 16, Case::Swapped}, Case{"vllm:k3v4_nc", kVllm, 64, 16, Case::Dense},
+                    Case{"vllm:3bit_nc", kVllm, 128, 32, Case::Dense}, Case{"vllm:3bit_nc", kVllm, 96, 16, Case::Swapped}),
     case_name);
 
 TEST(Store, StridesOfKAndVMayDiffer) {

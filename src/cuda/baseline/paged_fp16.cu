@@ -21,20 +21,21 @@ constexpr const char* kWhere = "baseline decode";
 struct Args {
   BaselineParams p;
   int group, splits;
-  float scale;        ///< sm_scale * log2(e)
-  float* part_out;    ///< [num_seqs, num_q_heads, splits, D]
-  float2* part_ml;    ///< [num_seqs, num_q_heads, splits], base 2
+  float scale;      ///< sm_scale * log2(e)
+  float* part_out;  ///< [num_seqs, num_q_heads, splits, D]
+  float2* part_ml;  ///< [num_seqs, num_q_heads, splits], base 2
 };
 
 template <int HD, bool Fp8>
 struct Plan {
-  static constexpr int kPitch = HD + 8;                         ///< halves
-  static constexpr int kRow = Fp8 ? HD + 16 : kPitch * 2;       ///< bytes of a staged row
+  static constexpr int kPitch = HD + 8;                    ///< halves
+  static constexpr int kRow = Fp8 ? HD + 16 : kPitch * 2;  ///< bytes of a staged row
   static constexpr int kTile = 16 * kRow;
-  static constexpr int kWide = Fp8 ? 16 * kPitch * 2 : 0;       ///< fp16 tile of fp8 data
+  static constexpr int kWide = Fp8 ? 16 * kPitch * 2 : 0;  ///< fp16 tile of fp8 data
   static constexpr int kWarp = kStages * 2 * kTile + kWide;
   static constexpr int kQuery = 16 * kPitch * 2;
-  static constexpr int kBytes = kQuery + kWarps * kWarp > kQuery + 16 * HD * 4 + 1024 ? kQuery + kWarps * kWarp : kQuery + 16 * HD * 4 + 1024;
+  static constexpr int kBytes =
+      kQuery + kWarps * kWarp > kQuery + 16 * HD * 4 + 1024 ? kQuery + kWarps* kWarp : kQuery + 16 * HD * 4 + 1024;
 };
 
 /// 16 rows of E4M3 to fp16, by one warp.
@@ -306,7 +307,8 @@ std::size_t part_ml_bytes(const BaselineParams& p, int splits) {
 
 std::size_t baseline_workspace_bytes(const BaselineParams& p, const DeviceInfo& device) {
   const int splits = split_count(p, device);
-  return part_ml_bytes(p, splits) + static_cast<std::size_t>(p.num_seqs) * static_cast<std::size_t>(p.num_q_heads * splits * p.head_dim) * sizeof(float);
+  return part_ml_bytes(p, splits) +
+         static_cast<std::size_t>(p.num_seqs) * static_cast<std::size_t>(p.num_q_heads * splits * p.head_dim) * sizeof(float);
 }
 
 void baseline_decode(const BaselineParams& p, const DeviceInfo& device, Stream stream) {

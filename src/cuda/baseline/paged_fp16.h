@@ -10,9 +10,9 @@
 namespace tq4::gpu {
 
 struct BaselineParams {
-  const void* q = nullptr;     ///< [num_seqs, num_q_heads, D] fp16
-  void* out = nullptr;         ///< like q
-  const void* k = nullptr;     ///< pages of fp16 or E4M3
+  const void* q = nullptr;  ///< [num_seqs, num_q_heads, D] fp16
+  void* out = nullptr;      ///< like q
+  const void* k = nullptr;  ///< pages of fp16 or E4M3
   const void* v = nullptr;
   bool fp8 = false;
   int num_seqs = 0, num_q_heads = 0, num_kv_heads = 0, head_dim = 0, block_size = 16;  ///< block_size: a multiple of 16
@@ -20,7 +20,7 @@ struct BaselineParams {
   std::int64_t block_table_stride = 0;
   const std::int32_t* seq_lens = nullptr;
   std::int64_t max_seq_len = 0;
-  float sm_scale = 0;          ///< 0 = 1 / sqrt(D)
+  float sm_scale = 0;  ///< 0 = 1 / sqrt(D)
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
 };

@@ -9,7 +9,9 @@ namespace tq4::gpu {
 
 namespace {
 
-bool takes_fused(const DeviceCodec& codec, const DecodeParams& params) { return !params.general_path && fused_supported(codec, params, nullptr); }
+bool takes_fused(const DeviceCodec& codec, const DecodeParams& params) {
+  return !params.general_path && fused_supported(codec, params, nullptr);
+}
 
 }  // namespace
 

@@ -70,7 +70,8 @@ void general_check(const DeviceCodec& codec, const DecodeParams& p) {
   require(p.window >= 0 && p.soft_cap >= 0, "window and soft_cap are not negative", kWhere);
   require(p.max_seq_len >= 0 && p.max_seq_len < (std::int64_t{1} << 30), "max_seq_len must be below 2^30", kWhere);
   const bool exact = has_exact(p);
-  if (exact && !p.exact.rotated && (p.q_rotated || p.out_rotated)) refuse("exact tokens in original space need queries and output there too", kWhere);
+  if (exact && !p.exact.rotated && (p.q_rotated || p.out_rotated))
+    refuse("exact tokens in original space need queries and output there too", kWhere);
   if (p.q_rotated && codec.k().rope_mu) refuse("centring before RoPE needs queries in original space", kWhere);
   require(p.exact.sinks >= 0 && p.exact.window >= 0, "sinks and window of the exact part are not negative", kWhere);
   require(p.exact.sinks == 0 || (p.exact.sink_k && p.exact.sink_v), "the exact part has sinks but no buffers for them", kWhere);

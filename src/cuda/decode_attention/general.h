@@ -18,7 +18,7 @@ struct GeneralArgs {
   const void* q;
   void* out;
   float* lse;
-  int q_dtype;                ///< DType
+  int q_dtype;  ///< DType
   int num_seqs, q_len, num_q_heads, num_kv_heads, group, head_dim;
   const std::int32_t* block_table;
   std::int64_t block_table_stride;
@@ -31,14 +31,14 @@ struct GeneralArgs {
   int q_rotated, out_rotated;
   ExactPart exact;
   int rope_dim;
-  int splits, parts;          ///< parts = splits + (exact ? 1 : 0)
+  int splits, parts;                 ///< parts = splits + (exact ? 1 : 0)
   int row_tiles, v_chunks, v_chunk;  ///< 16 rows a tile; output columns a block
   // Workspace.
-  std::uint16_t* q_rot;       ///< [rows, D] fp16: rotated query over its largest coordinate
-  std::uint16_t* q_exact;     ///< [rows, D] likewise, not rotated; null unless exact tokens are in original space
-  float4* q_info;             ///< [rows]: logit factor, factor of q_exact, q . centre, sum of the rotated query, all times sm_scale
-  float2* part_ml;            ///< [rows, parts]: max logit, sum of exp
-  float* part_out;            ///< [rows, parts, D] sum of exp * value
+  std::uint16_t* q_rot;    ///< [rows, D] fp16: rotated query over its largest coordinate
+  std::uint16_t* q_exact;  ///< [rows, D] likewise, not rotated; null unless exact tokens are in original space
+  float4* q_info;          ///< [rows]: logit factor, factor of q_exact, q . centre, sum of the rotated query, all times sm_scale
+  float2* part_ml;         ///< [rows, parts]: max logit, sum of exp
+  float* part_out;         ///< [rows, parts, D] sum of exp * value
 };
 
 struct GeneralPlan {

@@ -23,7 +23,8 @@ __device__ __forceinline__ float warp_max(float v) {
 }
 
 __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ GeneralArgs a) {
-  extern __shared__ __align__(16) float memory[];  // weights [kRows][parts, to a multiple of 4], compressed [kRows][D], rotated back [kRows][D], scratch
+  extern __shared__ __align__(
+      16) float memory[];  // weights [kRows][parts, to a multiple of 4], compressed [kRows][D], rotated back [kRows][D], scratch
   __shared__ float compressed_share[kRows];
   const int dim = a.head_dim, sequence = blockIdx.z, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int row0 = blockIdx.x * kRows, total = a.q_len * a.group, part_pitch = (a.parts + 3) & ~3;
@@ -96,8 +97,11 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 
 void launch_general_merge(const GeneralArgs& args, cudaStream_t stream) {
   const int rows = args.q_len * args.group;
-  const dim3 grid(static_cast<unsigned>((rows + kRows - 1) / kRows), static_cast<unsigned>(args.num_kv_heads), static_cast<unsigned>(args.num_seqs));
-  const std::size_t shared = static_cast<std::size_t>(kRows * ((args.parts + 3) & ~3) + (2 + split_parts(args.head_dim, kThreads)) * kRows * args.head_dim) * sizeof(float);
+  const dim3 grid(static_cast<unsigned>((rows + kRows - 1) / kRows), static_cast<unsigned>(args.num_kv_heads),
+                  static_cast<unsigned>(args.num_seqs));
+  const std::size_t shared =
+      static_cast<std::size_t>(kRows * ((args.parts + 3) & ~3) + (2 + split_parts(args.head_dim, kThreads)) * kRows * args.head_dim) *
+      sizeof(float);
   merge_kernel<<<grid, kThreads, shared, stream>>>(args);
   check_launch("decode (merge)");
 }

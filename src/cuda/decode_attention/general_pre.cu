@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(kThreads) pre_kernel(const __grid_constant__ G
 
 void launch_general_pre(const GeneralArgs& args, cudaStream_t stream) {
   const int rows = args.q_len * args.group;
-  const dim3 grid(static_cast<unsigned>((rows + kRows - 1) / kRows), static_cast<unsigned>(args.num_kv_heads), static_cast<unsigned>(args.num_seqs));
+  const dim3 grid(static_cast<unsigned>((rows + kRows - 1) / kRows), static_cast<unsigned>(args.num_kv_heads),
+                  static_cast<unsigned>(args.num_seqs));
   const int parts = split_parts(args.head_dim, kThreads);
   pre_kernel<<<grid, kThreads, static_cast<std::size_t>((2 + parts) * kRows * args.head_dim) * sizeof(float), stream>>>(args);
   check_launch("decode (query rotation)");

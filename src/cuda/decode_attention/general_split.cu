@@ -22,7 +22,7 @@ constexpr float kLog2e = 1.4426950408889634f;
 
 /// Byte offsets of the parts of shared memory; the same on host and device.
 struct SharedPlan {
-  int pitch;        ///< of tiles and of the query, in halves
+  int pitch;                     ///< of tiles and of the query, in halves
   int k_stage_row, v_stage_row;  ///< bytes a token takes in a stage (row layouts)
   int k_stage, v_stage;          ///< bytes of a stage
   int stages;
@@ -65,7 +65,7 @@ struct Pending {
 struct Work {
   int sequence, head, part, row_tile, chunk;
   bool exact;
-  bool original;  ///< exact tokens in original space: other queries, no centre
+  bool original;                     ///< exact tokens in original space: other queries, no centre
   int seq_len, sinks, window_begin;  ///< exact tokens: [0, sinks) and [window_begin, seq_len)
   int begin, end;                    ///< token indices (exact: index among the exact tokens)
 };
@@ -170,8 +170,8 @@ __device__ __forceinline__ Pending issue(const GeneralArgs& a, const SharedPlan&
 }
 
 /// fp16 rows straight to the tile. `native_v_piece` > 0: the bytes are in the order of a native tile's V.
-__device__ inline void fill_half_tile(const std::uint8_t* row, int token_in_tile, int native_v_piece, int native_k_row, int head_dim, int first,
-                                      int count, bool valid, __half* tile, int pitch, int lane) {
+__device__ inline void fill_half_tile(const std::uint8_t* row, int token_in_tile, int native_v_piece, int native_k_row, int head_dim,
+                                      int first, int count, bool valid, __half* tile, int pitch, int lane) {
   const int token = lane & 15, groups = head_dim >> 3, half_groups = (groups + 1) >> 1;
   for (int i = 0; i < half_groups; ++i) {
     const int g = (lane >> 4) * half_groups + i;
@@ -200,7 +200,8 @@ __device__ inline void load_query(const GeneralArgs& a, const SharedPlan& s, con
     const int r = i / (dim16 / 8), g = i % (dim16 / 8), row = w.row_tile * 16 + r;
     uint4 v = make_uint4(0, 0, 0, 0);
     if (row < rows && g * 8 < a.head_dim) {
-      const std::int64_t q_row = (static_cast<std::int64_t>(w.sequence) * a.q_len + row / a.group) * a.num_q_heads + w.head * a.group + row % a.group;
+      const std::int64_t q_row =
+          (static_cast<std::int64_t>(w.sequence) * a.q_len + row / a.group) * a.num_q_heads + w.head * a.group + row % a.group;
       v = *reinterpret_cast<const uint4*>(source + q_row * a.head_dim + g * 8);
     }
     *reinterpret_cast<uint4*>(query + r * s.pitch + g * 8) = v;
@@ -215,7 +216,8 @@ __device__ inline void load_rope(const GeneralArgs& a, const Work& w, float2* ro
     const int r = i / pairs, j = i % pairs, row = w.row_tile * 16 + r;
     float2 v = make_float2(0.0f, 0.0f);
     if (row < rows) {
-      const std::int64_t q_row = (static_cast<std::int64_t>(w.sequence) * a.q_len + row / a.group) * a.num_q_heads + w.head * a.group + row % a.group;
+      const std::int64_t q_row =
+          (static_cast<std::int64_t>(w.sequence) * a.q_len + row / a.group) * a.num_q_heads + w.head * a.group + row % a.group;
       const float qa = load_element(a.q, static_cast<DType>(a.q_dtype), q_row * a.head_dim + j);
       const float qb = load_element(a.q, static_cast<DType>(a.q_dtype), q_row * a.head_dim + j + pairs);
       v = make_float2((qa * mu[j] + qb * mu[j + pairs]) * a.sm_scale, (qb * mu[j] - qa * mu[j + pairs]) * a.sm_scale);
@@ -238,7 +240,8 @@ __device__ inline void fill_trig(const GeneralArgs& a, const Work& w, int tile, 
 }
 
 template <int HD>
-__global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2) split_kernel(const __grid_constant__ GeneralArgs a, const __grid_constant__ SharedPlan s) {
+__global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2)
+    split_kernel(const __grid_constant__ GeneralArgs a, const __grid_constant__ SharedPlan s) {
   extern __shared__ __align__(16) unsigned char shared[];
   const Work w = make_work(a);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, token = lane & 15;
@@ -326,7 +329,8 @@ __global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2) split_kernel(cons
     if (k_half) {
       fill_half_tile(now.k, native ? token : 0, 0, a.k.row_bytes, a.head_dim, 0, a.head_dim, now.valid, tile_memory, s.pitch, lane);
     } else {
-      const int offset = native ? token * a.k.row_bytes : token * s.k_stage_row + static_cast<int>(reinterpret_cast<std::uintptr_t>(now.k) & 15);
+      const int offset =
+          native ? token * a.k.row_bytes : token * s.k_stage_row + static_cast<int>(reinterpret_cast<std::uintptr_t>(now.k) & 15);
       float squares = fill_tile(a.k, shared, row_stage(stage, offset), a.head_dim, {tile_memory, s.pitch, 0, a.head_dim}, now.valid, lane);
       if (a.k.norm_correction) {
         squares += __shfl_xor_sync(~0u, squares, 16);
@@ -352,7 +356,8 @@ __global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2) split_kernel(cons
 
     // V: units over the same memory.
     if (v_half) {
-      fill_half_tile(now.v, native ? token : 0, native ? a.cache.v_piece : 0, 0, a.head_dim, first, count, now.valid, tile_memory, s.pitch, lane);
+      fill_half_tile(now.v, native ? token : 0, native ? a.cache.v_piece : 0, 0, a.head_dim, first, count, now.valid, tile_memory, s.pitch,
+                     lane);
     } else {
       const unsigned char* v_bytes = stage + s.k_stage;
       const int offset = token * s.v_stage_row + static_cast<int>(reinterpret_cast<std::uintptr_t>(now.v) & 15);
@@ -508,8 +513,10 @@ __global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2) split_kernel(cons
   for (int i = threadIdx.x; i < 16 * count / 4; i += kThreads) {
     const int r = i / (count / 4), c = i % (count / 4), row = w.row_tile * 16 + r;
     if (row >= rows) continue;
-    const std::int64_t to = (static_cast<std::int64_t>(w.sequence) * a.q_len + row / a.group) * a.num_q_heads + w.head * a.group + row % a.group;
-    *reinterpret_cast<float4*>(a.part_out + (to * a.parts + w.part) * a.head_dim + first + c * 4) = *reinterpret_cast<const float4*>(gather + r * a.v_chunk + c * 4);
+    const std::int64_t to =
+        (static_cast<std::int64_t>(w.sequence) * a.q_len + row / a.group) * a.num_q_heads + w.head * a.group + row % a.group;
+    *reinterpret_cast<float4*>(a.part_out + (to * a.parts + w.part) * a.head_dim + first + c * 4) =
+        *reinterpret_cast<const float4*>(gather + r * a.v_chunk + c * 4);
   }
   if (w.chunk == 0 && warp == 0 && (lane & 3) == 0) {
     for (int i = 0; i < 2; ++i) {

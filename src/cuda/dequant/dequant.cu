@@ -13,7 +13,7 @@ struct DequantArgs {
   EncodedIn in;
   std::int64_t n;
   int heads, row_bytes, nibbles_high, rotated, dtype;
-  int group_shift;   ///< log2 of dim / 8 where that is a power of two, else -1
+  int group_shift;  ///< log2 of dim / 8 where that is a power of two, else -1
   void* out;
   const std::int64_t* positions;
 };
@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(kDequantThreads) dequant_kernel(const __grid_c
   const std::int64_t token0 = static_cast<std::int64_t>(blockIdx.x) * kDequantRows;
   float *y = memory, *x = y + kDequantRows * dim;
   auto* codes = reinterpret_cast<unsigned char*>(x + kDequantRows * dim);
-  const RowTables tables = load_tables(a.codec, reinterpret_cast<float*>(codes + kDequantThreads / 32 * 2 * dim), threadIdx.x, kDequantThreads);
+  const RowTables tables =
+      load_tables(a.codec, reinterpret_cast<float*>(codes + kDequantThreads / 32 * 2 * dim), threadIdx.x, kDequantThreads);
   __syncthreads();
   for (int r = warp; r < kDequantRows; r += kDequantThreads / 32) {
     const std::int64_t token = token0 + r;
@@ -34,10 +35,15 @@ __global__ void __launch_bounds__(kDequantThreads) dequant_kernel(const __grid_c
       continue;
     }
     const std::int64_t at = token * a.heads + head;
-    const RowIn in{a.codec.has_scale ? a.in.scale[at] : 1.0f, a.codec.has_zero ? a.in.zero[at] : 0.0f,
-                   a.codec.has_signs ? a.in.residual_norm[at] : 0.0f, a.codec.has_signs ? a.in.signs + at * (dim / 8) : nullptr, false, a.nibbles_high != 0};
+    const RowIn in{a.codec.has_scale ? a.in.scale[at] : 1.0f,
+                   a.codec.has_zero ? a.in.zero[at] : 0.0f,
+                   a.codec.has_signs ? a.in.residual_norm[at] : 0.0f,
+                   a.codec.has_signs ? a.in.signs + at * (dim / 8) : nullptr,
+                   false,
+                   a.nibbles_high != 0};
     const std::uint8_t* from = a.in.codes + at * a.row_bytes;
-    decode_row(a.codec, tables, in, [&](int i) { return from + i; }, codes + warp * 2 * dim, row, lane);
+    decode_row(
+        a.codec, tables, in, [&](int i) { return from + i; }, codes + warp * 2 * dim, row, lane);
   }
   __syncthreads();
   const float* result = y;
@@ -52,7 +58,8 @@ __global__ void __launch_bounds__(kDequantThreads) dequant_kernel(const __grid_c
     }
     result = x;
   }
-  write_rows(result, dim, a.out, static_cast<DType>(a.dtype), [&](int r) { return token0 + r < a.n ? ((token0 + r) * a.heads + head) * dim : -1; });
+  write_rows(result, dim, a.out, static_cast<DType>(a.dtype),
+             [&](int r) { return token0 + r < a.n ? ((token0 + r) * a.heads + head) * dim : -1; });
 }
 
 /// Rotated space, at most 4 bits, no norm correction: value = scale * (table entry) or scale * code + zero, straight from codes to out.
@@ -124,7 +131,8 @@ void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream
   DequantArgs a{};
   a.codec = row_codec(codec, side);
   require(p.n >= 0 && p.heads >= 1 && p.heads <= 65535, "n must be at least 0 and heads 1 to 65535", kWhere);
-  require(p.out_dtype == DType::F16 || p.out_dtype == DType::BF16 || p.out_dtype == DType::F32, "out must be float16, bfloat16 or float32", kWhere);
+  require(p.out_dtype == DType::F16 || p.out_dtype == DType::BF16 || p.out_dtype == DType::F32, "out must be float16, bfloat16 or float32",
+          kWhere);
   const bool by_head = a.codec.t.per_head || a.codec.t.centre || a.codec.t.rope_mu;
   require(p.rotated || !by_head || p.heads == codec.num_kv_heads(), "a calibrated codec decodes exactly num_kv_heads heads", kWhere);
   require(p.rotated || !a.codec.t.rope_mu || p.positions, "centring before RoPE needs positions", kWhere);
@@ -147,8 +155,8 @@ void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream
   a.out = p.out;
   a.positions = p.positions;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const bool streams = p.rotated && a.codec.has_scale && a.codec.bits <= 4 && !a.codec.norm_correction && !a.codec.has_signs && a.codec.outliers == 0 &&
-                       reinterpret_cast<std::uintptr_t>(p.out) % 16 == 0;
+  const bool streams = p.rotated && a.codec.has_scale && a.codec.bits <= 4 && !a.codec.norm_correction && !a.codec.has_signs &&
+                       a.codec.outliers == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 16 == 0;
   if (streams) {
     const std::int64_t groups = p.n * p.heads * (codec.head_dim() / 8);
     const auto grid = static_cast<unsigned>(std::min<std::int64_t>((groups + 255) / 256, codec.device().sm_count * 8));

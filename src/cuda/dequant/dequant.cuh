@@ -12,13 +12,14 @@ constexpr int kDequantThreads = 128, kDequantRows = 16;
 struct RowIn {
   float scale, zero, residual_norm;
   const std::uint8_t* signs;
-  bool split_groups;   ///< 8 codes may lie in two places
+  bool split_groups;  ///< 8 codes may lie in two places
   bool nibbles_high;
 };
 
 /// Codes of one row to y [dim] in shared memory, by one warp; the same numbers as cpu/scalar_decode.cpp. `codes` [2 dim] is scratch.
 template <class Byte>
-__device__ inline void decode_row(const RowCodec& r, const RowTables& t, const RowIn& in, const Byte& byte, unsigned char* codes, float* y, int lane) {
+__device__ inline void decode_row(const RowCodec& r, const RowTables& t, const RowIn& in, const Byte& byte, unsigned char* codes, float* y,
+                                  int lane) {
   if (r.bits == 16) {
     for (int j = lane; j < 2 * r.dim; j += 32) codes[j] = *byte(j);
     __syncwarp();
@@ -107,7 +108,8 @@ __device__ inline void write_rows(const float* rows, int dim, void* out, DType d
 
 /// Shared memory of a dequant block: y [rows][D] fp32, x [rows][D] fp32, codes [warps][2 D] bytes, tables.
 __host__ __device__ inline std::size_t dequant_shared(const RowCodec& r, int tables) {
-  return static_cast<std::size_t>(kDequantRows * r.dim) * 8 + static_cast<std::size_t>(kDequantThreads / 32 * 2 * r.dim) + static_cast<std::size_t>(tables);
+  return static_cast<std::size_t>(kDequantRows * r.dim) * 8 + static_cast<std::size_t>(kDequantThreads / 32 * 2 * r.dim) +
+         static_cast<std::size_t>(tables);
 }
 
 }  // namespace tq4::gpu

@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(kDequantThreads) pages_kernel(const __grid_con
   if (token0 >= length) return;
   float *y = memory, *x = y + kDequantRows * dim;
   auto* codes = reinterpret_cast<unsigned char*>(x + kDequantRows * dim);
-  const RowTables tables = load_tables(codec, reinterpret_cast<float*>(codes + kDequantThreads / 32 * 2 * dim), threadIdx.x, kDequantThreads);
+  const RowTables tables =
+      load_tables(codec, reinterpret_cast<float*>(codes + kDequantThreads / 32 * 2 * dim), threadIdx.x, kDequantThreads);
   __syncthreads();
   for (int r = warp; r < kDequantRows; r += kDequantThreads / 32) {
     const int token = token0 + r;
@@ -39,12 +40,15 @@ __global__ void __launch_bounds__(kDequantThreads) pages_kernel(const __grid_con
       continue;
     }
     const int block = token / a.cache.block_size;
-    const TokenRef ref = token_ref(a.cache, a.block_table[sequence * a.block_table_stride + block], token - block * a.cache.block_size, head);
+    const TokenRef ref =
+        token_ref(a.cache, a.block_table[sequence * a.block_table_stride + block], token - block * a.cache.block_size, head);
     RowIn in{1.0f, 0.0f, 0.0f, nullptr, a.cache.native && !key, a.nibbles_high != 0};
     if (in.split_groups && codec.outliers == 0 && a.cache.v_piece % codec.bits == 0) in.split_groups = false;
     if (codec.has_scale) in.scale = load_scale(part, scale_ptr(a.cache, part, ref, head));
     if (codec.has_zero) in.zero = __half2float(*reinterpret_cast<const __half*>(zero_ptr(a.cache, part, ref, head)));
-    decode_row(codec, tables, in, [&](int i) { return code_byte(a.cache, part, key, codec.code_bytes, ref, head, i); }, codes + warp * 2 * dim, row, lane);
+    decode_row(
+        codec, tables, in, [&](int i) { return code_byte(a.cache, part, key, codec.code_bytes, ref, head, i); }, codes + warp * 2 * dim,
+        row, lane);
   }
   __syncthreads();
   const float* result = y;
@@ -72,7 +76,8 @@ void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream
   a.k = row_codec(codec, Side::K);
   a.v = row_codec(codec, Side::V);
   if (a.k.has_signs || a.v.has_signs) refuse("pages have no place for the residual signs of Prod codecs", kWhere);
-  require(p.out_dtype == DType::F16 || p.out_dtype == DType::BF16 || p.out_dtype == DType::F32, "out must be float16, bfloat16 or float32", kWhere);
+  require(p.out_dtype == DType::F16 || p.out_dtype == DType::BF16 || p.out_dtype == DType::F32, "out must be float16, bfloat16 or float32",
+          kWhere);
   require(p.num_seqs >= 0 && p.max_seq_len >= 0, "num_seqs and max_seq_len are not negative", kWhere);
   if (static_cast<std::int64_t>(p.num_seqs) * codec.num_kv_heads() > 65535) refuse("at most 65535 sequences times kv heads a call", kWhere);
   if (p.num_seqs == 0 || p.max_seq_len == 0) return;
@@ -88,7 +93,8 @@ void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream
   a.v_out = p.v_out;
   const std::size_t shared = dequant_shared(a.k, std::max(table_bytes(a.k), table_bytes(a.v)));
   allow_shared(pages_kernel, shared, codec.device().shared_bytes_per_block, kWhere);
-  const dim3 grid(static_cast<unsigned>((p.max_seq_len + kDequantRows - 1) / kDequantRows), static_cast<unsigned>(p.num_seqs * codec.num_kv_heads()), 2);
+  const dim3 grid(static_cast<unsigned>((p.max_seq_len + kDequantRows - 1) / kDequantRows),
+                  static_cast<unsigned>(p.num_seqs * codec.num_kv_heads()), 2);
   pages_kernel<<<grid, kDequantThreads, shared, static_cast<cudaStream_t>(stream)>>>(a);
   check_launch(kWhere);
 }

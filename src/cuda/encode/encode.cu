@@ -73,7 +73,9 @@ void encode(const DeviceCodec& codec, Side side, const EncodeParams& p, Stream s
   constexpr const char* kWhere = "encode";
   EncodeArgs a{};
   a.codec = row_codec(codec, side);
-  if (a.codec.t.feedback) refuse("codes of this calibration are made with feedback, which only the CPU does: encode there, or calibrate with --method transform", kWhere);
+  if (a.codec.t.feedback)
+    refuse("codes of this calibration are made with feedback, which only the CPU does: encode there, or calibrate with --method transform",
+           kWhere);
   require(p.n >= 0 && p.heads >= 1 && p.heads <= 65535, "n must be at least 0 and heads 1 to 65535", kWhere);
   const bool by_head = a.codec.t.per_head || a.codec.t.centre || a.codec.t.rope_mu;
   require(!by_head || p.heads == codec.num_kv_heads(), "a calibrated codec encodes exactly num_kv_heads heads", kWhere);

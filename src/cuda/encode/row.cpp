@@ -18,7 +18,8 @@ RowCodec row_codec(const DeviceCodec& codec, Side side) {
   r.scale_f16 = spec.scale_dtype == ScaleDType::F16;
   r.fp8 = static_cast<int>(spec.fp8);
   r.norm_correction = spec.norm_correction;
-  r.peer_norm = spec.kind == CodeKind::Mse && spec.codebook == CodebookKind::TurboquantVllm && spec.scale_rule == ScaleRule::Norm && !r.t.per_head;
+  r.peer_norm =
+      spec.kind == CodeKind::Mse && spec.codebook == CodebookKind::TurboquantVllm && spec.scale_rule == ScaleRule::Norm && !r.t.per_head;
   r.has_scale = core::has_scale(spec);
   r.has_zero = core::has_zero(spec);
   r.has_signs = core::has_signs(spec);

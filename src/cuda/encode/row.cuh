@@ -80,7 +80,9 @@ __device__ inline int nearest_pair(const float2* pairs, int count, float z0, flo
   return best;
 }
 
-__device__ __forceinline__ unsigned shift_round_even(unsigned v, int shift) { return (v + ((1u << (shift - 1)) - 1u) + ((v >> shift) & 1u)) >> shift; }
+__device__ __forceinline__ unsigned shift_round_even(unsigned v, int shift) {
+  return (v + ((1u << (shift - 1)) - 1u) + ((v >> shift) & 1u)) >> shift;
+}
 
 __device__ inline unsigned fp8_bits(int fp8_kind, float value) {
   const unsigned bits = __float_as_uint(value), sign = (bits & 0x80000000u) >> 24, magnitude = bits & 0x7fffffffu;
@@ -134,8 +136,8 @@ __device__ inline void centroids_of(const RowCodec& r, const RowTables& t, const
 
 /// y [dim] to codes [dim], a byte a coordinate (Fp16: two bytes). x is the row before its transform (peer_norm), c [dim] is scratch and may be x.
 /// Prod leaves the residual in c. One warp; shared memory; the warp is synchronised on return.
-__device__ inline RowScales quantize_row(const RowCodec& r, const RowTables& t, const float* y, const float* x, float* c, unsigned char* codes,
-                                         int lane) {
+__device__ inline RowScales quantize_row(const RowCodec& r, const RowTables& t, const float* y, const float* x, float* c,
+                                         unsigned char* codes, int lane) {
   RowScales out{0.0f, 0.0f, 0.0f};
   switch (static_cast<CodeKind>(r.kind)) {
     case CodeKind::Mse:
@@ -160,7 +162,8 @@ __device__ inline RowScales quantize_row(const RowCodec& r, const RowTables& t, 
       } else {
         for (int j = lane; j < r.dim; j += 32) {
           const float z = __fmul_rn(y[j], inverse);
-          codes[j] = static_cast<unsigned char>(j < r.outliers ? code_of(z, t.outlier_boundaries, r.bits + 1) : code_of(z, t.boundaries, r.bits));
+          codes[j] =
+              static_cast<unsigned char>(j < r.outliers ? code_of(z, t.outlier_boundaries, r.bits + 1) : code_of(z, t.boundaries, r.bits));
         }
       }
       __syncwarp();
@@ -263,8 +266,8 @@ __device__ inline void sketch_signs(const RowCodec& r, const float* residual, un
 /// Rows of x minus their centres to shared memory [R][dim], 8 coordinates a thread. `row_of(r)` gives the index of the first element (< 0: the
 /// row becomes 0) and `position_of(r)` the token's position.
 template <int R, class RowOf, class PositionOf>
-__device__ inline void load_rows(const RowCodec& codec, const void* x, DType dtype, int head, const RowOf& row_of, const PositionOf& position_of, float* to,
-                                 int thread, int threads) {
+__device__ inline void load_rows(const RowCodec& codec, const void* x, DType dtype, int head, const RowOf& row_of,
+                                 const PositionOf& position_of, float* to, int thread, int threads) {
   const int groups = codec.dim / 8;
   const bool centred = codec.t.centre != nullptr || codec.t.rope_mu != nullptr;
   for (int i = thread; i < R * groups; i += threads) {

@@ -8,12 +8,12 @@
 namespace tq4::gpu {
 
 struct RowCodec {
-  int kind = 0;               ///< CodeKind
-  int dim = 0, bits = 0;      ///< bits of a code (Mixed: the lower; 8 for Fp8, 16 for Fp16)
-  int outliers = 0;           ///< Mixed: coordinates 0 .. outliers-1 take one bit more
+  int kind = 0;           ///< CodeKind
+  int dim = 0, bits = 0;  ///< bits of a code (Mixed: the lower; 8 for Fp8, 16 for Fp16)
+  int outliers = 0;       ///< Mixed: coordinates 0 .. outliers-1 take one bit more
   int code_bytes = 0;
   int scale_rule = 0, scale_f16 = 0, fp8 = 0, norm_correction = 0;
-  int peer_norm = 0;          ///< turboquant-vllm's way of summing |x| (cpu/codec_run.cpp)
+  int peer_norm = 0;  ///< turboquant-vllm's way of summing |x| (cpu/codec_run.cpp)
   int has_scale = 0, has_zero = 0, has_signs = 0;
   int rope_dim = 0;
   SideTables t;

@@ -17,7 +17,7 @@ constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 template <int HD>
 struct Tile {
-  static constexpr int kM = HD <= 128 ? 2 : 1;        ///< 16-row tiles a warp
+  static constexpr int kM = HD <= 128 ? 2 : 1;  ///< 16-row tiles a warp
   static constexpr int kRows = kWarps * 16 * kM;
   static constexpr int kPitch = HD + 8;
   static constexpr int kQueryBytes = kRows * kPitch * 2;
@@ -32,7 +32,8 @@ __global__ void __launch_bounds__(kThreads) flash_kernel(const __grid_constant__
   const int sequence = blockIdx.z, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int dim = a.head_dim, group = a.num_q_heads / a.num_kv_heads;
   const int q_begin = a.cu_q[sequence], q_len = a.cu_q[sequence + 1] - q_begin;
-  const int rows = q_len * group, tile_index = static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x);  // long rows of the triangle first
+  const int rows = q_len * group,
+            tile_index = static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x);  // long rows of the triangle first
   const int row0 = tile_index * T::kRows;
   if (row0 >= rows) return;
   const int kv_len = a.cu_k ? a.cu_k[sequence + 1] - a.cu_k[sequence] : q_len + (a.prefix_lens ? a.prefix_lens[sequence] : 0);
@@ -43,7 +44,9 @@ __global__ void __launch_bounds__(kThreads) flash_kernel(const __grid_constant__
   const int tile_begin = kv_begin / kKeys, tile_end = (kv_end + kKeys - 1) / kKeys;
 
   auto* query = reinterpret_cast<__half*>(shared);
-  const auto q_index = [&](int row) { return (static_cast<std::int64_t>(q_begin + row / group) * a.num_q_heads + head * group + row % group) * dim; };
+  const auto q_index = [&](int row) {
+    return (static_cast<std::int64_t>(q_begin + row / group) * a.num_q_heads + head * group + row % group) * dim;
+  };
   for (int i = threadIdx.x; i < T::kRows * (HD / 8); i += kThreads) {
     const int r = i / (HD / 8), g = i % (HD / 8), row = row0 + r;
     uint4 v = make_uint4(0, 0, 0, 0);
@@ -61,7 +64,8 @@ __global__ void __launch_bounds__(kThreads) flash_kernel(const __grid_constant__
     *reinterpret_cast<uint4*>(query + r * T::kPitch + g * 8) = v;
   }
   if (dim < HD) {  // columns past head_dim stay 0
-    for (int i = threadIdx.x; i < 4 * T::kTileBytes / 16; i += kThreads) reinterpret_cast<uint4*>(shared + T::kQueryBytes)[i] = make_uint4(0, 0, 0, 0);
+    for (int i = threadIdx.x; i < 4 * T::kTileBytes / 16; i += kThreads)
+      reinterpret_cast<uint4*>(shared + T::kQueryBytes)[i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
   }
   const std::int64_t base = (static_cast<std::int64_t>(sequence) * a.num_kv_heads + head) * a.capacity * dim;
@@ -131,7 +135,8 @@ __global__ void __launch_bounds__(kThreads) flash_kernel(const __grid_constant__
       }
     }
     const int key0 = tile * kKeys;
-    const bool edge = key0 + kKeys > kv_len || (a.causal && key0 + kKeys - 1 > first_position) || (a.window > 0 && key0 <= last_position - a.window);
+    const bool edge =
+        key0 + kKeys > kv_len || (a.causal && key0 + kKeys - 1 > first_position) || (a.window > 0 && key0 <= last_position - a.window);
 #pragma unroll
     for (int m = 0; m < T::kM; ++m) {
 #pragma unroll
@@ -247,7 +252,8 @@ void launch(const FlashArgs& a, const DeviceInfo& device, cudaStream_t stream) {
   using T = Tile<HD>;
   allow_shared(flash_kernel<HD>, T::kBytes, device.shared_bytes_per_block, "prefill");
   const std::int64_t rows = static_cast<std::int64_t>(a.max_q_len) * (a.num_q_heads / a.num_kv_heads);
-  const dim3 grid(static_cast<unsigned>((rows + T::kRows - 1) / T::kRows), static_cast<unsigned>(a.num_kv_heads), static_cast<unsigned>(a.num_seqs));
+  const dim3 grid(static_cast<unsigned>((rows + T::kRows - 1) / T::kRows), static_cast<unsigned>(a.num_kv_heads),
+                  static_cast<unsigned>(a.num_seqs));
   flash_kernel<HD><<<grid, kThreads, T::kBytes, stream>>>(a);
   check_launch("prefill");
 }

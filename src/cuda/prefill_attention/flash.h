@@ -11,13 +11,13 @@ struct FlashArgs {
   const void* q;
   void* out;
   float* lse;
-  int dtype;                          ///< DType of q and out
-  const std::uint16_t* k;             ///< [num_seqs, num_kv_heads, capacity, D] fp16
+  int dtype;               ///< DType of q and out
+  const std::uint16_t* k;  ///< [num_seqs, num_kv_heads, capacity, D] fp16
   const std::uint16_t* v;
   std::int64_t capacity;
   const std::int32_t* cu_q;
-  const std::int32_t* cu_k;           ///< keys a sequence: cu_k[s+1] - cu_k[s] ...
-  const std::int32_t* prefix_lens;    ///< ... or prefix_lens[s] (null: 0) + its queries
+  const std::int32_t* cu_k;         ///< keys a sequence: cu_k[s+1] - cu_k[s] ...
+  const std::int32_t* prefix_lens;  ///< ... or prefix_lens[s] (null: 0) + its queries
   int num_seqs, max_q_len, num_q_heads, num_kv_heads, head_dim;
   int causal, window;
   float sm_scale, soft_cap;
@@ -37,10 +37,11 @@ struct AppendArgs {
 };
 void launch_append(const AppendArgs& args, cudaStream_t stream);
 /// Planes [total_k, heads] of one side to [num_seqs, heads, capacity, D] fp16 in original space.
-void launch_unpack_planes(const DeviceCodec& codec, Side side, const EncodedIn& in, bool high_nibble_first, const std::int32_t* cu_k, int num_seqs,
-                          std::int64_t max_tokens, std::uint16_t* out, std::int64_t capacity, cudaStream_t stream);
+void launch_unpack_planes(const DeviceCodec& codec, Side side, const EncodedIn& in, bool high_nibble_first, const std::int32_t* cu_k,
+                          int num_seqs, std::int64_t max_tokens, std::uint16_t* out, std::int64_t capacity, cudaStream_t stream);
 /// prefix_lens[s] = seq_lens[s] - (cu_q[s+1] - cu_q[s]).
-void launch_prefix_lens(const std::int32_t* seq_lens, const std::int32_t* cu_q, std::int32_t* prefix_lens, int num_seqs, cudaStream_t stream);
+void launch_prefix_lens(const std::int32_t* seq_lens, const std::int32_t* cu_q, std::int32_t* prefix_lens, int num_seqs,
+                        cudaStream_t stream);
 /// E4M3 of from[i] / *scale.
 void launch_to_fp8(const void* from, DType dtype, const float* scale, std::uint8_t* to, std::int64_t count, cudaStream_t stream);
 

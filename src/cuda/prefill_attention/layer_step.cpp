@@ -68,7 +68,8 @@ PrefillParams prefill_params(const LayerStepParams& p) {
 }  // namespace
 
 std::size_t layer_step_workspace_bytes(const DeviceCodec& codec, const LayerStepParams& p) {
-  const std::size_t attention = decodes(p) ? decode_workspace_bytes(codec, decode_params(p)) : lengths_bytes(p) + prefill_workspace_bytes(codec, prefill_params(p));
+  const std::size_t attention =
+      decodes(p) ? decode_workspace_bytes(codec, decode_params(p)) : lengths_bytes(p) + prefill_workspace_bytes(codec, prefill_params(p));
   return align(attention) + staging_bytes(codec, p);
 }
 
@@ -111,7 +112,8 @@ void update_and_attend(const DeviceCodec& codec, const LayerStepParams& p, Strea
     prefill(codec, f, stream);
   }
   if (p.out_fp8_scale) {
-    launch_to_fp8(out, p.dtype, p.out_fp8_scale, static_cast<std::uint8_t*>(p.out), p.total * p.num_q_heads * codec.head_dim(), static_cast<cudaStream_t>(stream));
+    launch_to_fp8(out, p.dtype, p.out_fp8_scale, static_cast<std::uint8_t*>(p.out), p.total * p.num_q_heads * codec.head_dim(),
+                  static_cast<cudaStream_t>(stream));
   }
 }
 

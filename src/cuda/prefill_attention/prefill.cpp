@@ -16,7 +16,8 @@ std::size_t align(std::size_t n) { return (n + 255) / 256 * 256; }
 
 /// Bytes of fp16 K (or V) of every sequence.
 std::size_t side_bytes(const DeviceCodec& codec, const PrefillParams& p) {
-  return align(static_cast<std::size_t>(p.num_seqs) * static_cast<std::size_t>(p.max_kv_len) * static_cast<std::size_t>(codec.num_kv_heads() * codec.head_dim()) * 2);
+  return align(static_cast<std::size_t>(p.num_seqs) * static_cast<std::size_t>(p.max_kv_len) *
+               static_cast<std::size_t>(codec.num_kv_heads() * codec.head_dim()) * 2);
 }
 
 void check_params(const DeviceCodec& codec, const PrefillParams& p) {
@@ -38,7 +39,8 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
   check_params(codec, p);
   if (p.num_seqs == 0 || p.max_q_len == 0) return;
   require(p.q && p.out && p.cu_q, "q, out and cu_q must be given", kWhere);
-  require(p.workspace && p.workspace_bytes >= prefill_workspace_bytes(codec, p), "the workspace is smaller than prefill_workspace_bytes()", kWhere);
+  require(p.workspace && p.workspace_bytes >= prefill_workspace_bytes(codec, p), "the workspace is smaller than prefill_workspace_bytes()",
+          kWhere);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   auto* k = static_cast<std::uint16_t*>(p.workspace);
   auto* v = reinterpret_cast<std::uint16_t*>(static_cast<std::uint8_t*>(p.workspace) + side_bytes(codec, p));

@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(kDequantThreads) planes_kernel(const __grid_co
   if (token0 >= length) return;
   float *y = memory, *x = y + kDequantRows * dim;
   auto* codes = reinterpret_cast<unsigned char*>(x + kDequantRows * dim);
-  const RowTables tables = load_tables(a.codec, reinterpret_cast<float*>(codes + kDequantThreads / 32 * 2 * dim), threadIdx.x, kDequantThreads);
+  const RowTables tables =
+      load_tables(a.codec, reinterpret_cast<float*>(codes + kDequantThreads / 32 * 2 * dim), threadIdx.x, kDequantThreads);
   __syncthreads();
   for (int r = warp; r < kDequantRows; r += kDequantThreads / 32) {
     float* row = y + r * dim;
@@ -32,10 +33,15 @@ __global__ void __launch_bounds__(kDequantThreads) planes_kernel(const __grid_co
       continue;
     }
     const std::int64_t at = static_cast<std::int64_t>(begin + token0 + r) * a.heads + head;
-    const RowIn in{a.codec.has_scale ? a.in.scale[at] : 1.0f, a.codec.has_zero ? a.in.zero[at] : 0.0f, a.codec.has_signs ? a.in.residual_norm[at] : 0.0f,
-                   a.codec.has_signs ? a.in.signs + at * (dim / 8) : nullptr, false, a.nibbles_high != 0};
+    const RowIn in{a.codec.has_scale ? a.in.scale[at] : 1.0f,
+                   a.codec.has_zero ? a.in.zero[at] : 0.0f,
+                   a.codec.has_signs ? a.in.residual_norm[at] : 0.0f,
+                   a.codec.has_signs ? a.in.signs + at * (dim / 8) : nullptr,
+                   false,
+                   a.nibbles_high != 0};
     const std::uint8_t* from = a.in.codes + at * a.row_bytes;
-    decode_row(a.codec, tables, in, [&](int i) { return from + i; }, codes + warp * 2 * dim, row, lane);
+    decode_row(
+        a.codec, tables, in, [&](int i) { return from + i; }, codes + warp * 2 * dim, row, lane);
   }
   block_transform<kDequantRows>(inverse_transform(a.codec.t, head, dim), y, x, dim, threadIdx.x, kDequantThreads);
   if (a.codec.t.centre || a.codec.t.rope_mu) {
@@ -45,7 +51,8 @@ __global__ void __launch_bounds__(kDequantThreads) planes_kernel(const __grid_co
     __syncthreads();
   }
   const std::int64_t first = (static_cast<std::int64_t>(sequence) * a.heads + head) * a.capacity;
-  write_rows(x, dim, a.out, DType::F16, [&](int r) { return token0 + r < length ? (first + token0 + r) * dim : static_cast<std::int64_t>(-1); });
+  write_rows(x, dim, a.out, DType::F16,
+             [&](int r) { return token0 + r < length ? (first + token0 + r) * dim : static_cast<std::int64_t>(-1); });
 }
 
 __global__ void append_kernel(const __grid_constant__ AppendArgs a) {
@@ -71,14 +78,15 @@ __global__ void fp8_kernel(const void* from, int dtype, const float* scale, std:
   const float inverse = 1.0f / *scale;
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    to[i] = static_cast<std::uint8_t>(fp8_bits(static_cast<int>(Fp8Kind::E4M3), load_element(from, static_cast<DType>(dtype), i) * inverse));
+    to[i] =
+        static_cast<std::uint8_t>(fp8_bits(static_cast<int>(Fp8Kind::E4M3), load_element(from, static_cast<DType>(dtype), i) * inverse));
   }
 }
 
 }  // namespace
 
-void launch_unpack_planes(const DeviceCodec& codec, Side side, const EncodedIn& in, bool high_nibble_first, const std::int32_t* cu_k, int num_seqs,
-                          std::int64_t max_tokens, std::uint16_t* out, std::int64_t capacity, cudaStream_t stream) {
+void launch_unpack_planes(const DeviceCodec& codec, Side side, const EncodedIn& in, bool high_nibble_first, const std::int32_t* cu_k,
+                          int num_seqs, std::int64_t max_tokens, std::uint16_t* out, std::int64_t capacity, cudaStream_t stream) {
   PlanesArgs a{};
   a.codec = row_codec(codec, side);
   a.in = in;
@@ -90,7 +98,8 @@ void launch_unpack_planes(const DeviceCodec& codec, Side side, const EncodedIn& 
   a.capacity = capacity;
   const std::size_t shared = dequant_shared(a.codec, table_bytes(a.codec));
   allow_shared(planes_kernel, shared, codec.device().shared_bytes_per_block, "prefill");
-  const dim3 grid(static_cast<unsigned>((max_tokens + kDequantRows - 1) / kDequantRows), static_cast<unsigned>(a.heads), static_cast<unsigned>(num_seqs));
+  const dim3 grid(static_cast<unsigned>((max_tokens + kDequantRows - 1) / kDequantRows), static_cast<unsigned>(a.heads),
+                  static_cast<unsigned>(num_seqs));
   planes_kernel<<<grid, kDequantThreads, shared, stream>>>(a);
   check_launch("prefill (planes)");
 }
@@ -103,7 +112,8 @@ void launch_append(const AppendArgs& args, cudaStream_t stream) {
   check_launch("prefill (new tokens)");
 }
 
-void launch_prefix_lens(const std::int32_t* seq_lens, const std::int32_t* cu_q, std::int32_t* prefix_lens, int num_seqs, cudaStream_t stream) {
+void launch_prefix_lens(const std::int32_t* seq_lens, const std::int32_t* cu_q, std::int32_t* prefix_lens, int num_seqs,
+                        cudaStream_t stream) {
   if (num_seqs == 0) return;
   prefix_kernel<<<static_cast<unsigned>((num_seqs + 127) / 128), 128, 0, stream>>>(seq_lens, cu_q, prefix_lens, num_seqs);
   check_launch("layer step (prefix lengths)");
@@ -111,7 +121,8 @@ void launch_prefix_lens(const std::int32_t* seq_lens, const std::int32_t* cu_q, 
 
 void launch_to_fp8(const void* from, DType dtype, const float* scale, std::uint8_t* to, std::int64_t count, cudaStream_t stream) {
   if (count == 0) return;
-  fp8_kernel<<<static_cast<unsigned>(std::min<std::int64_t>((count + 255) / 256, 4096)), 256, 0, stream>>>(from, static_cast<int>(dtype), scale, to, count);
+  fp8_kernel<<<static_cast<unsigned>(std::min<std::int64_t>((count + 255) / 256, 4096)), 256, 0, stream>>>(from, static_cast<int>(dtype),
+                                                                                                           scale, to, count);
   check_launch("layer step (fp8 output)");
 }
 

@@ -100,7 +100,9 @@ void store(const DeviceCodec& codec, const StoreParams& p, Stream stream) {
   a.k.codec = row_codec(codec, Side::K);
   a.v.codec = row_codec(codec, Side::V);
   if (a.k.codec.has_signs || a.v.codec.has_signs) refuse("pages have no place for the residual signs of Prod codecs", kWhere);
-  if (a.k.codec.t.feedback || a.v.codec.t.feedback) refuse("codes of this calibration are made with feedback, which only the CPU does: encode there, or calibrate with --method transform", kWhere);
+  if (a.k.codec.t.feedback || a.v.codec.t.feedback)
+    refuse("codes of this calibration are made with feedback, which only the CPU does: encode there, or calibrate with --method transform",
+           kWhere);
   require(p.dtype == DType::F16 || p.dtype == DType::BF16 || p.dtype == DType::F32, "k and v must be float16, bfloat16 or float32", kWhere);
   require(p.n >= 0, "n is negative", kWhere);
   require(!a.k.codec.t.rope_mu || p.positions, "centring before RoPE needs positions", kWhere);

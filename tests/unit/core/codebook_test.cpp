@@ -21,8 +21,8 @@ constexpr CodebookKind kExact[] = {CodebookKind::Sphere, CodebookKind::Gaussian}
 long double normal_cell_mean(long double a, long double b) {
   const long double root = std::sqrt(2.0L);
   const long double mass = 0.5L * (std::erfc(a / root) - (std::isinf(b) ? 0.0L : std::erfc(b / root)));
-  const long double first = (std::exp(-0.5L * a * a) - (std::isinf(b) ? 0.0L : std::exp(-0.5L * b * b))) /
-                            std::sqrt(2 * std::numbers::pi_v<long double>);
+  const long double first =
+      (std::exp(-0.5L * a * a) - (std::isinf(b) ? 0.0L : std::exp(-0.5L * b * b))) / std::sqrt(2 * std::numbers::pi_v<long double>);
   return first / mass;
 }
 
@@ -112,9 +112,10 @@ struct Row {
 };
 
 TEST(Codebook, ErrorsEqualTheReferenceTable) {
-  constexpr Row kRows[] = {
-      {1, 0.3634, 0.3584, 0.3609, 0.3621}, {2, 0.1175, 0.1145, 0.1160, 0.1167}, {3, 0.03455, 0.0334, 0.0340, 0.0343},
-      {4, 0.009497, 0.0091, 0.0093, 0.0094}};
+  constexpr Row kRows[] = {{1, 0.3634, 0.3584, 0.3609, 0.3621},
+                           {2, 0.1175, 0.1145, 0.1160, 0.1167},
+                           {3, 0.03455, 0.0334, 0.0340, 0.0343},
+                           {4, 0.009497, 0.0091, 0.0093, 0.0094}};
   for (const Row& row : kRows) {
     EXPECT_NEAR(codebook_stats(make_codebook(CodebookKind::Gaussian, row.bits, 128)).mse, row.gaussian, 0.01 * row.gaussian);
     EXPECT_NEAR(codebook_stats(make_codebook(CodebookKind::Sphere, row.bits, 64)).mse, row.d64, 0.01 * row.d64);
@@ -178,7 +179,8 @@ TEST(Codebook, IsSymmetricAndInterleaved) {
       const std::size_t n = book.centroids.size();
       ASSERT_EQ(book.boundaries.size(), n - 1);
       // The plugin's rule for a value equal to a boundary, see make_codebook.
-      EXPECT_EQ(book.boundaries[n / 2 - 1], kind == CodebookKind::TurboquantVllm ? static_cast<double>(std::numeric_limits<float>::min()) : 0.0);
+      EXPECT_EQ(book.boundaries[n / 2 - 1],
+                kind == CodebookKind::TurboquantVllm ? static_cast<double>(std::numeric_limits<float>::min()) : 0.0);
       for (std::size_t i = 0; i < n; ++i) EXPECT_EQ(book.centroids[i], -book.centroids[n - 1 - i]);
       for (std::size_t i = 0; i + 1 < n; ++i) {
         EXPECT_LT(book.centroids[i], book.boundaries[i]);

@@ -80,9 +80,29 @@ TEST(SpecName, Peers) {
 }
 
 TEST(SpecName, NamesComeBack) {
-  for (const char* name : {"tq1",   "tq4",      "tq8",       "tq2.5",       "tq3.5",           "k4v3",           "k2.5v3.5",     "fp8",
-                           "fp16",  "k8v4",     "tq4-prod",  "tq3-2d",      "tq4-2d-norm",     "k4v3-norm",      "k16v2",        "vllm:k8v4",
-                           "k3v16", "tq5-norm", "k7v8",      "vllm:4bit_nc", "vllm:3bit_nc",   "turboquant-vllm", "turboquant-vllm-k2v4",
+  for (const char* name : {"tq1",
+                           "tq4",
+                           "tq8",
+                           "tq2.5",
+                           "tq3.5",
+                           "k4v3",
+                           "k2.5v3.5",
+                           "fp8",
+                           "fp16",
+                           "k8v4",
+                           "tq4-prod",
+                           "tq3-2d",
+                           "tq4-2d-norm",
+                           "k4v3-norm",
+                           "k16v2",
+                           "vllm:k8v4",
+                           "k3v16",
+                           "tq5-norm",
+                           "k7v8",
+                           "vllm:4bit_nc",
+                           "vllm:3bit_nc",
+                           "turboquant-vllm",
+                           "turboquant-vllm-k2v4",
                            "vllm:k3v4_nc"}) {
     EXPECT_EQ(spec_name(spec_from_name(name)), name);
   }
@@ -177,7 +197,8 @@ TEST(SpecValidate, BitsOfEveryKind) {
     CodeKind kind;
     int lowest, highest;
   };
-  for (const Range& range : {Range{CodeKind::Mse, 1, 8}, Range{CodeKind::Prod, 2, 5}, Range{CodeKind::Mixed, 1, 7}, Range{CodeKind::Uniform, 2, 8}}) {
+  for (const Range& range :
+       {Range{CodeKind::Mse, 1, 8}, Range{CodeKind::Prod, 2, 5}, Range{CodeKind::Mixed, 1, 7}, Range{CodeKind::Uniform, 2, 8}}) {
     SideSpec side;
     side.kind = range.kind;
     for (int bits = -1; bits <= 9; ++bits) {
