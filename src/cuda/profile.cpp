@@ -386,6 +386,7 @@ void profile_store(const ProfileShape& s, const ProfileOptions& options, const P
     memory.push_back(std::make_unique<Buffer>(z.cache_bytes));
     std::mt19937_64 random(options.seed + static_cast<std::uint64_t>(i));
     std::vector<std::int64_t> slots;
+    slots.reserve(static_cast<std::size_t>(s.batch * s.q_len));
     for (int b = 0; b < s.batch * s.q_len; ++b)
       slots.push_back(static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(z.pages * s.block_size)));
     mappings.push_back(Buffer::of(slots));
