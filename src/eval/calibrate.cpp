@@ -117,7 +117,7 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
     const double shrink = options.shrink + static_cast<double>(dim) / (2.0 * static_cast<double>(statistics.tokens));
     if (statistics.tokens < kTokensPerDimension * dim) {
       warn.push_back(where + std::to_string(statistics.tokens) + " tokens are few for head_dim " + std::to_string(dim) +
-                     "; covariances are shrunk by " + std::to_string(static_cast<int>(100 * shrink + 0.5)) + "%");
+                     "; covariances are shrunk by " + std::to_string(std::lround(100 * shrink)) + "%");
     }
     for (const Side side : {Side::K, Side::V}) {
       const bool is_k = side == Side::K;
