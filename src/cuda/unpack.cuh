@@ -4,7 +4,7 @@
 
 #include <cuda_fp16.h>
 
-#include "cuda/mma.cuh"
+#include "cuda/ptx.cuh"
 #include "cuda/views.cuh"
 
 namespace tq4::gpu {

@@ -9,7 +9,7 @@
 
 #include "cuda/baseline/paged_fp16.h"
 #include "cuda/check.h"
-#include "cuda/mma.cuh"
+#include "cuda/ptx.cuh"
 
 namespace tq4::gpu {
 namespace {

@@ -57,20 +57,6 @@ struct Config {
   __device__ static std::uint32_t state(int i) { return i < kWarps ? ring(i) : kPairStates + (i - kWarps) * StateBytes; }
 };
 
-__device__ __forceinline__ void sts32(std::uint32_t a, std::uint32_t v) {
-  asm volatile("st.shared.b32 [%0], %1;" ::"r"(a), "r"(v) : "memory");
-}
-__device__ __forceinline__ void sts16(std::uint32_t a, std::uint32_t v) {
-  asm volatile("st.shared.u16 [%0], %1;" ::"r"(a), "h"((std::uint16_t)v) : "memory");
-}
-__device__ __forceinline__ void sts128(std::uint32_t a, float x, float y, float z, float w) {
-  asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(a), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
-}
-__device__ __forceinline__ float lds_f32(std::uint32_t a) {
-  float v;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(a) : "memory");
-  return v;
-}
 __device__ __forceinline__ std::uint32_t bf16x2_to_half2(std::uint32_t x) {
   const float lo = __uint_as_float(x << 16), hi = __uint_as_float(x & 0xffff0000u);
   return pack_half2(fminf(fmaxf(lo, -65504.f), 65504.f), fminf(fmaxf(hi, -65504.f), 65504.f));

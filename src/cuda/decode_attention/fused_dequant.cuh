@@ -21,33 +21,12 @@
 
 #include <cstdint>
 
+#include "cuda/ptx.cuh"
+
 namespace tq4::gpu::fused {
 
 constexpr std::uint32_t kTableAddress = 0x10000;  // shared-memory address of the tables: 64 KiB to 128 KiB
 
-__device__ __forceinline__ std::uint32_t lds32(std::uint32_t a) {
-  std::uint32_t v;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(a));
-  return v;
-}
-__device__ __forceinline__ std::uint32_t lds16(std::uint32_t a) {
-  std::uint16_t v;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(a));
-  return v;
-}
-__device__ __forceinline__ void lds64(std::uint32_t a, std::uint32_t* v) {
-  asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "r"(a));
-}
-__device__ __forceinline__ void lds128(std::uint32_t a, std::uint32_t* v) {
-  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(a));
-}
-/// Table reads carry no "volatile": the compiler may schedule them freely (the table never changes after the prologue).
-template <int Offset>
-__device__ __forceinline__ std::uint32_t table_read(std::uint32_t a) {
-  std::uint32_t v;
-  asm("ld.shared.b32 %0, [%1+%2];" : "=r"(v) : "r"(a), "n"(Offset));
-  return v;
-}
 /// Loads Bytes (a multiple of 2) from an address aligned to the largest power of two dividing Bytes (at most 16).
 template <int Bytes>
 __device__ __forceinline__ void load_bytes(std::uint32_t a, std::uint32_t* v) {
@@ -144,10 +123,7 @@ struct Fp8Key {
         load_bytes<kChunkBytes>(tile + (g + 8 * h) * kRow + (c * 4 + t) * kChunkBytes, r.w[h] + c * kChunkBytes / 4);
   }
   __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t) {
-    std::uint32_t v;
-    const std::uint16_t two = (std::uint16_t)(r.w[h][i / 2] >> i % 2 * 16);
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(v) : "h"(two));
-    return v;
+    return e4m3x2_to_half2((std::uint16_t)(r.w[h][i / 2] >> i % 2 * 16));
   }
 };
 

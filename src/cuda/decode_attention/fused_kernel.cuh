@@ -129,10 +129,10 @@ struct Kernel : Merges<C> {
   __device__ __forceinline__ void run() {
     // Up to the wait nothing is touched that the kernels before this one in the stream may still be writing, so that this part
     // overlaps with their end (programmatic dependent launch); the next kernel may begin its own as soon as blocks end.
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    launch_dependents();
     const std::uint32_t bars = C::kBarriers + warp * C::Stages * 8;
     if (lane < C::Stages) mbarrier_init(bars + lane * 8);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    fence_mbarrier_init();
 
     // The tables: lane i of a warp takes code warp * 16 + i % 16, K in the lower lanes, V in the upper.
     const int code = warp * 16 + lane % 16;
@@ -141,7 +141,7 @@ struct Kernel : Merges<C> {
 
     lane_base = kTableAddress | lane * 4;
     fill_tables(entry);
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    wait_for_previous_kernels();
     Plan plan;
     Pair first;  // of the round
     if (!make_plan(p, lane, plan, first)) return;
@@ -183,7 +183,7 @@ struct Kernel : Merges<C> {
       } else {
         this->copy_queries(pairs);
       }
-      if (begin != plan.begin) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // states were written where tiles go now
+      if (begin != plan.begin) fence_bulk_copies();  // states were written where tiles go now
       std::uint32_t to = slot, to_bar = bar;
 #pragma unroll 1
       for (int i = 0; i < C::Stages && loader.alive; ++i) {

@@ -206,8 +206,7 @@ struct Merges : Rotations<C> {
   __device__ __forceinline__ bool count_part(const Plan& plan, const Pair& pair) const {
     const int parts = divide(pair.end() - 1, plan.length) - divide(pair.begin, plan.length) + 1;
     std::uint32_t* counter = p.counters + pair.seq * p.num_kv_heads + pair.head;
-    std::uint32_t before;  // releases this block's part (ordered by the barrier) and acquires the others'
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    const std::uint32_t before = count_acq_rel(counter);  // releases this block's part (ordered by the barrier) and acquires the others'
     if (before + 1 != (std::uint32_t)parts) return false;
     *counter = 0;
     return true;

@@ -8,34 +8,6 @@
 
 namespace tq4::gpu::fused {
 
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) { return (std::uint32_t)__cvta_generic_to_shared(p); }
-
-__device__ __forceinline__ void mbarrier_init(std::uint32_t bar) { asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(bar)); }
-__device__ __forceinline__ void mbarrier_wait(std::uint32_t bar, std::uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred p;\nwait:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra done;\nbra wait;\ndone:\n}\n" ::"r"(bar),
-      "r"(parity)
-      : "memory");
-}
-__device__ __forceinline__ std::uint64_t stream_policy() {  // every byte is read once: do not keep it in L2
-  std::uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-/// One elected lane asks for a tile: its codes and its scales, announced together at `bar`.
-template <int CodeBytes, int ScaleBytes>
-__device__ __forceinline__ void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t* scales, std::uint32_t bar,
-                                          std::uint64_t policy) {
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "elect.sync _|p, 0xffffffff;\n"
-      "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %5;\n"
-      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%1], [%2], %6, [%0], %4;\n"
-      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%8], [%3], %7, [%0], %4;\n}\n" ::"r"(bar),
-      "r"(dst), "l"(codes), "l"(scales), "l"(policy), "n"(CodeBytes + ScaleBytes), "n"(CodeBytes), "n"(ScaleBytes), "r"(dst + CodeBytes)
-      : "memory");
-}
-
 /// Walks the compressed tiles of a warp's share, ahead of the tiles it computes on. Page numbers are fetched 32 at a time, one a lane, and the
 /// next 32 are on their way while these are used.
 template <int CodeBytes, int ScaleBytes>

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda/decode_attention/fused_params.h"
+#include "cuda/ptx.cuh"
 
 namespace tq4::gpu::fused {
 
@@ -131,18 +132,14 @@ struct Walk {
   __device__ __forceinline__ void rest(std::uint32_t at, int lane) const {
     __syncwarp();  // the others have read what was there
     if (lane == 0) {
-      asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(pair.seq), "r"(pair.head), "r"(pair.seq_len), "r"(pair.begin)
-                   : "memory");
-      asm volatile("st.shared.v4.b32 [%0+16], {%1,%2,%3,%4};" ::"r"(at), "r"(pair.units), "r"(slot), "r"(pos), "r"(end) : "memory");
+      sts128_words<0>(at, pair.seq, pair.head, pair.seq_len, pair.begin);
+      sts128_words<16>(at, pair.units, slot, pos, end);
     }
     __syncwarp();
   }
   __device__ __forceinline__ void wake(std::uint32_t at) {
-    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(pair.seq), "=r"(pair.head), "=r"(pair.seq_len), "=r"(pair.begin)
-                 : "r"(at)
-                 : "memory");
-    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4+16];" : "=r"(pair.units), "=r"(slot), "=r"(pos), "=r"(end) : "r"(at) : "memory");
+    lds128_ordered<0>(at, pair.seq, pair.head, pair.seq_len, pair.begin);
+    lds128_ordered<16>(at, pair.units, slot, pos, end);
   }
 };
 

@@ -5,8 +5,8 @@
 #include <cuda_fp16.h>
 
 #include "cuda/check.h"
-#include "cuda/mma.cuh"
 #include "cuda/prefill_attention/flash.h"
+#include "cuda/ptx.cuh"
 #include "cuda/views.cuh"
 
 namespace tq4::gpu {

@@ -1,0 +1,164 @@
+// Every instruction the kernels write as inline PTX, and nothing else: tensor-core products, ldmatrix, movmatrix, shared memory by 32-bit address,
+// asynchronous copies (cp.async, bulk copies with mbarriers), fences, programmatic dependent launch. One header, so that a build for the host
+// (tests/emulator) can put another in its place. Fragment layouts are those of the PTX manual (lane = 4 * row + column pair).
+#pragma once
+
+#include <cstdint>
+
+namespace tq4::gpu {
+
+// ---- Tensor cores, and what moves fragments between lanes ----
+
+/// c += a (16x16 fp16, row) * b (16x8 fp16, column), fp32 sums.
+__device__ __forceinline__ void mma(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
+                                    std::uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma_16816(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  mma(d, a[0], a[1], a[2], a[3], b0, b1);
+}
+__device__ __forceinline__ void ldmatrix_x4(unsigned (&r)[4], unsigned address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&r)[4], unsigned address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+/// The 8x8 matrix of 16-bit elements the warp holds (lane = 4 * row + column pair), transposed.
+__device__ __forceinline__ std::uint32_t transpose8x8(std::uint32_t x) {
+  std::uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+// ---- Arithmetic ----
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/// Two FP8 E4M3 bytes to a half2, the lower byte to the lower half.
+__device__ __forceinline__ std::uint32_t e4m3x2_to_half2(std::uint16_t two) {
+  std::uint32_t v;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(v) : "h"(two));
+  return v;
+}
+
+// ---- Shared memory by 32-bit address ----
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* p) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(p)); }
+
+__device__ __forceinline__ std::uint32_t lds32(std::uint32_t a) {
+  std::uint32_t v;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(a));
+  return v;
+}
+__device__ __forceinline__ std::uint32_t lds16(std::uint32_t a) {
+  std::uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(a));
+  return v;
+}
+__device__ __forceinline__ void lds64(std::uint32_t a, std::uint32_t* v) {
+  asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "r"(a));
+}
+__device__ __forceinline__ void lds128(std::uint32_t a, std::uint32_t* v) {
+  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(a));
+}
+/// Like lds128 (of a + Offset), and ordered with other accesses of memory.
+template <int Offset>
+__device__ __forceinline__ void lds128_ordered(std::uint32_t a, int& x, int& y, int& z, int& w) {
+  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4+%5];" : "=r"(x), "=r"(y), "=r"(z), "=r"(w) : "r"(a), "n"(Offset) : "memory");
+}
+__device__ __forceinline__ float lds_f32(std::uint32_t a) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(a) : "memory");
+  return v;
+}
+/// Table reads carry no "volatile": the compiler may schedule them freely (the table never changes after the prologue).
+template <int Offset>
+__device__ __forceinline__ std::uint32_t table_read(std::uint32_t a) {
+  std::uint32_t v;
+  asm("ld.shared.b32 %0, [%1+%2];" : "=r"(v) : "r"(a), "n"(Offset));
+  return v;
+}
+__device__ __forceinline__ void sts32(std::uint32_t a, std::uint32_t v) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(a), "r"(v) : "memory");
+}
+__device__ __forceinline__ void sts16(std::uint32_t a, std::uint32_t v) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(a), "h"((std::uint16_t)v) : "memory");
+}
+__device__ __forceinline__ void sts128(std::uint32_t a, float x, float y, float z, float w) {
+  asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(a), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
+}
+template <int Offset>
+__device__ __forceinline__ void sts128_words(std::uint32_t a, int x, int y, int z, int w) {
+  asm volatile("st.shared.v4.b32 [%0+%5], {%1,%2,%3,%4};" ::"r"(a), "r"(x), "r"(y), "r"(z), "r"(w), "n"(Offset) : "memory");
+}
+
+// ---- Asynchronous copies of 16 bytes (cp.async, sm_80) ----
+
+/// 16 bytes from global to shared memory; the bytes from `valid` on become 0.
+__device__ __forceinline__ void copy_async_16(unsigned shared, const void* global, int valid = 16) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid) : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int Pending>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// ---- Bulk copies and the mbarriers that announce them (sm_90) ----
+
+/// An mbarrier of one arrival.
+__device__ __forceinline__ void mbarrier_init(std::uint32_t bar) { asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(bar)); }
+/// Waits until the phase of this parity has completed.
+__device__ __forceinline__ void mbarrier_wait(std::uint32_t bar, std::uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred p;\nwait:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra done;\nbra wait;\ndone:\n}\n" ::"r"(bar),
+      "r"(parity)
+      : "memory");
+}
+__device__ __forceinline__ std::uint64_t stream_policy() {  // every byte is read once: do not keep it in L2
+  std::uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+/// One elected lane asks for a tile: its codes and its scales, announced together at `bar`. All of the warp calls.
+template <int CodeBytes, int ScaleBytes>
+__device__ __forceinline__ void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t* scales, std::uint32_t bar,
+                                          std::uint64_t policy) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %5;\n"
+      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%1], [%2], %6, [%0], %4;\n"
+      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%8], [%3], %7, [%0], %4;\n}\n" ::"r"(bar),
+      "r"(dst), "l"(codes), "l"(scales), "l"(policy), "n"(CodeBytes + ScaleBytes), "n"(CodeBytes), "n"(ScaleBytes), "r"(dst + CodeBytes)
+      : "memory");
+}
+/// mbarrier_init() of this thread is seen by the asynchronous copies.
+__device__ __forceinline__ void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+/// Ordinary accesses of shared memory before it come before the bulk copies after it.
+__device__ __forceinline__ void fence_bulk_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- Between thread blocks and launches ----
+
+/// Adds 1 and returns what was there: releases this thread's writes to global memory, acquires those of the blocks counted before.
+__device__ __forceinline__ std::uint32_t count_acq_rel(std::uint32_t* counter) {
+  std::uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
+/// Programmatic dependent launch: the next kernel of the stream may begin; the kernels before have ended and their writes are seen.
+__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_previous_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+}  // namespace tq4::gpu
