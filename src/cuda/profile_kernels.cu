@@ -1,7 +1,7 @@
 // See profile_kernels.h.
 #include <cuda_fp16.h>
 
-#include "cuda/check.h"
+#include "cuda/launch.cuh"
 #include "cuda/profile_kernels.h"
 
 namespace tq4::gpu {
@@ -59,21 +59,15 @@ __global__ void empty_kernel() {}
 }  // namespace
 
 void fill_gaussian(std::uint16_t* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream) {
-  gaussian_kernel<<<2048, 256, 0, stream>>>(reinterpret_cast<__half2*>(to), count / 2, seed);
-  check_launch("fill_gaussian");
+  launch_kernel("fill_gaussian", {2048, 256, 0, stream}, gaussian_kernel, reinterpret_cast<__half2*>(to), count / 2, seed);
 }
 void fill_e4m3(std::uint8_t* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream) {
-  e4m3_kernel<<<2048, 256, 0, stream>>>(to, count, seed);
-  check_launch("fill_e4m3");
+  launch_kernel("fill_e4m3", {2048, 256, 0, stream}, e4m3_kernel, to, count, seed);
 }
 void read_all(const void* from, std::size_t bytes, std::uint32_t* sink, int sm_count, cudaStream_t stream) {
-  read_kernel<<<static_cast<unsigned>(sm_count * 4), 512, 0, stream>>>(static_cast<const uint4*>(from),
-                                                                       static_cast<std::int64_t>(bytes / 16), sink);
-  check_launch("read_all");
+  launch_kernel("read_all", {static_cast<unsigned>(sm_count * 4), 512, 0, stream}, read_kernel, static_cast<const uint4*>(from),
+                static_cast<std::int64_t>(bytes / 16), sink);
 }
-void empty_launch(cudaStream_t stream) {
-  empty_kernel<<<1, 32, 0, stream>>>();
-  check_launch("empty_launch");
-}
+void empty_launch(cudaStream_t stream) { launch_kernel("empty_launch", {1, 32, 0, stream}, empty_kernel); }
 
 }  // namespace tq4::gpu

@@ -8,7 +8,7 @@
 #include <cmath>
 
 #include "cuda/baseline/paged_fp16.h"
-#include "cuda/check.h"
+#include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 
 namespace tq4::gpu {
@@ -59,7 +59,7 @@ __device__ inline void widen(const unsigned char* from, int row_bytes, __half* t
 template <int HD, bool Fp8>
 __global__ void __launch_bounds__(kThreads, HD <= 128 ? 2 : 1) split_kernel(const __grid_constant__ Args a) {
   using P = Plan<HD, Fp8>;
-  extern __shared__ __align__(16) unsigned char shared[];
+  TQ4_DYNAMIC_SHARED(unsigned char, shared);
   const int split = blockIdx.x, head = blockIdx.y, sequence = blockIdx.z, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int dim = a.p.head_dim, quad_row = lane >> 2, quad_column = 2 * (lane & 3);
   const int length = a.p.seq_lens[sequence], tiles = (length + 15) / 16;
@@ -295,8 +295,7 @@ void launch(const Args& a, const DeviceInfo& device, cudaStream_t stream) {
   using P = Plan<HD, Fp8>;
   allow_shared(split_kernel<HD, Fp8>, P::kBytes, device.shared_bytes_per_block, kWhere);
   const dim3 grid(static_cast<unsigned>(a.splits), static_cast<unsigned>(a.p.num_kv_heads), static_cast<unsigned>(a.p.num_seqs));
-  split_kernel<HD, Fp8><<<grid, kThreads, P::kBytes, stream>>>(a);
-  check_launch(kWhere);
+  launch_kernel(kWhere, {grid, kThreads, P::kBytes, stream}, split_kernel<HD, Fp8>, a);
 }
 
 std::size_t part_ml_bytes(const BaselineParams& p, int splits) {
@@ -332,8 +331,7 @@ void baseline_decode(const BaselineParams& p, const DeviceInfo& device, Stream s
   } else {
     p.fp8 ? launch<256, true>(a, device, cuda_stream) : launch<256, false>(a, device, cuda_stream);
   }
-  merge_kernel<<<static_cast<unsigned>(p.num_seqs * p.num_q_heads), 128, 0, cuda_stream>>>(a);
-  check_launch(kWhere);
+  launch_kernel(kWhere, {static_cast<unsigned>(p.num_seqs * p.num_q_heads), 128, 0, cuda_stream}, merge_kernel, a);
 }
 
 }  // namespace tq4::gpu

@@ -1,7 +1,6 @@
 // Makes table entries of fused_launch.h from template arguments.
 #pragma once
 
-#include "cuda/check.h"
 #include "cuda/decode_attention/fused_kernel.cuh"
 #include "cuda/decode_attention/fused_launch.h"
 
@@ -12,17 +11,8 @@ void launch(const Params& params, int blocks, Stream stream) {
   constexpr int kShared = C::kEnd - C::kBase;
   static const cudaError_t ready = cudaFuncSetAttribute(fused_decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   check(ready, "fused decode");
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kWarps * 32);
-  config.dynamicSmemBytes = kShared;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &overlap;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, fused_decode_kernel<C>, params), "fused decode");
+  launch_kernel_early("fused decode", {dim3(static_cast<unsigned>(blocks)), kWarps * 32, kShared, static_cast<cudaStream_t>(stream)},
+                      fused_decode_kernel<C>, params);
 }
 
 template <int D, int KBits>

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/decode_attention/fused_merge.cuh"
+#include "cuda/launch.cuh"
 
 namespace tq4::gpu::fused {
 
@@ -254,7 +255,7 @@ struct Kernel : Merges<C> {
 
 template <class C>
 __global__ void __launch_bounds__(kWarps * 32, 1) fused_decode_kernel(const __grid_constant__ Params p) {
-  extern __shared__ std::uint8_t shared[];
+  TQ4_DYNAMIC_SHARED(std::uint8_t, shared);
   if (threadIdx.x == 0 && shared_address(shared) > C::kBase) __trap();  // the fixed addresses need the usual 1 KiB of system use
   Kernel<C>(p, threadIdx.x).run();
 }

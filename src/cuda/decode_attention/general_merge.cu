@@ -2,8 +2,8 @@
 // gets its centre, the exact share (already in original space) is added, a learned sink logit takes its share of the sum.
 #include <cuda_fp16.h>
 
-#include "cuda/check.h"
 #include "cuda/decode_attention/general.h"
+#include "cuda/launch.cuh"
 #include "cuda/transform.cuh"
 #include "cuda/views.cuh"
 
@@ -23,8 +23,8 @@ __device__ __forceinline__ float warp_max(float v) {
 }
 
 __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ GeneralArgs a) {
-  extern __shared__ __align__(
-      16) float memory[];  // weights [kRows][parts, to a multiple of 4], compressed [kRows][D], rotated back [kRows][D], scratch
+  // Weights [kRows][parts, to a multiple of 4], compressed [kRows][D], rotated back [kRows][D], scratch.
+  TQ4_DYNAMIC_SHARED(float, memory);
   __shared__ float compressed_share[kRows];
   const int dim = a.head_dim, sequence = blockIdx.z, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int row0 = blockIdx.x * kRows, total = a.q_len * a.group, part_pitch = (a.parts + 3) & ~3;
@@ -102,8 +102,7 @@ void launch_general_merge(const GeneralArgs& args, cudaStream_t stream) {
   const std::size_t shared =
       static_cast<std::size_t>(kRows * ((args.parts + 3) & ~3) + (2 + split_parts(args.head_dim, kThreads)) * kRows * args.head_dim) *
       sizeof(float);
-  merge_kernel<<<grid, kThreads, shared, stream>>>(args);
-  check_launch("decode (merge)");
+  launch_kernel("decode (merge)", {grid, kThreads, shared, stream}, merge_kernel, args);
 }
 
 }  // namespace tq4::gpu

@@ -2,8 +2,8 @@
 // scalars a row needs later (q . centre, the sum of its coordinates). Four query rows of one kv head a block share the matrix they read.
 #include <cuda_fp16.h>
 
-#include "cuda/check.h"
 #include "cuda/decode_attention/general.h"
+#include "cuda/launch.cuh"
 #include "cuda/transform.cuh"
 #include "cuda/views.cuh"
 
@@ -32,7 +32,7 @@ __device__ inline float write_normalised(const float* row, int dim, std::uint16_
 }
 
 __global__ void __launch_bounds__(kThreads) pre_kernel(const __grid_constant__ GeneralArgs a) {
-  extern __shared__ __align__(16) float rows[];  // [kRows][D] queries, [kRows][D] rotated, scratch of the product
+  TQ4_DYNAMIC_SHARED(float, rows);  // [kRows][D] queries, [kRows][D] rotated, scratch of the product
   const int dim = a.head_dim, sequence = blockIdx.z, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int row0 = blockIdx.x * kRows, total = a.q_len * a.group;
   float* rotated = rows + kRows * dim;
@@ -73,8 +73,8 @@ void launch_general_pre(const GeneralArgs& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((rows + kRows - 1) / kRows), static_cast<unsigned>(args.num_kv_heads),
                   static_cast<unsigned>(args.num_seqs));
   const int parts = split_parts(args.head_dim, kThreads);
-  pre_kernel<<<grid, kThreads, static_cast<std::size_t>((2 + parts) * kRows * args.head_dim) * sizeof(float), stream>>>(args);
-  check_launch("decode (query rotation)");
+  launch_kernel("decode (query rotation)",
+                {grid, kThreads, static_cast<std::size_t>((2 + parts) * kRows * args.head_dim) * sizeof(float), stream}, pre_kernel, args);
 }
 
 }  // namespace tq4::gpu

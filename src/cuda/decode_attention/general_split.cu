@@ -10,8 +10,8 @@
 
 #include <algorithm>
 
-#include "cuda/check.h"
 #include "cuda/decode_attention/general.h"
+#include "cuda/launch.cuh"
 #include "cuda/unpack.cuh"
 
 namespace tq4::gpu {
@@ -242,7 +242,7 @@ __device__ inline void fill_trig(const GeneralArgs& a, const Work& w, int tile, 
 template <int HD>
 __global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2)
     split_kernel(const __grid_constant__ GeneralArgs a, const __grid_constant__ SharedPlan s) {
-  extern __shared__ __align__(16) unsigned char shared[];
+  TQ4_DYNAMIC_SHARED(unsigned char, shared);
   const Work w = make_work(a);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, token = lane & 15;
   const int rows = a.q_len * a.group;
@@ -532,8 +532,7 @@ void launch(const GeneralArgs& args, const DeviceInfo& device, cudaStream_t stre
   allow_shared(split_kernel<HD>, static_cast<std::size_t>(plan.bytes), device.shared_bytes_per_block, "decode (general)");
   const dim3 grid(static_cast<unsigned>(args.parts), static_cast<unsigned>(args.num_kv_heads * args.row_tiles * args.v_chunks),
                   static_cast<unsigned>(args.num_seqs));
-  split_kernel<HD><<<grid, kThreads, static_cast<std::size_t>(plan.bytes), stream>>>(args, plan);
-  check_launch("decode (general)");
+  launch_kernel("decode (general)", {grid, kThreads, static_cast<std::size_t>(plan.bytes), stream}, split_kernel<HD>, args, plan);
 }
 
 }  // namespace

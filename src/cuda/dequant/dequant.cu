@@ -2,8 +2,8 @@
 // rows of plain scalar codecs take a kernel of their own with no shared rows: a thread reads the codes of 8 coordinates and writes them.
 #include <bit>
 
-#include "cuda/check.h"
 #include "cuda/dequant/dequant.cuh"
+#include "cuda/launch.cuh"
 
 namespace tq4::gpu {
 namespace {
@@ -19,7 +19,7 @@ struct DequantArgs {
 };
 
 __global__ void __launch_bounds__(kDequantThreads) dequant_kernel(const __grid_constant__ DequantArgs a) {
-  extern __shared__ __align__(16) float memory[];
+  TQ4_DYNAMIC_SHARED(float, memory);
   const int dim = a.codec.dim, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const std::int64_t token0 = static_cast<std::int64_t>(blockIdx.x) * kDequantRows;
   float *y = memory, *x = y + kDequantRows * dim;
@@ -161,19 +161,18 @@ void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream
     const std::int64_t groups = p.n * p.heads * (codec.head_dim() / 8);
     const auto grid = static_cast<unsigned>(std::min<std::int64_t>((groups + 255) / 256, codec.device().sm_count * 8));
     if (p.out_dtype == DType::F32) {
-      stream_kernel<float><<<grid, 256, 0, cuda_stream>>>(a);
+      launch_kernel(kWhere, {grid, 256, 0, cuda_stream}, stream_kernel<float>, a);
     } else if (p.out_dtype == DType::F16) {
-      stream_kernel<__half><<<grid, 256, 0, cuda_stream>>>(a);
+      launch_kernel(kWhere, {grid, 256, 0, cuda_stream}, stream_kernel<__half>, a);
     } else {
-      stream_kernel<unsigned short><<<grid, 256, 0, cuda_stream>>>(a);
+      launch_kernel(kWhere, {grid, 256, 0, cuda_stream}, stream_kernel<unsigned short>, a);
     }
   } else {
     const std::size_t shared = dequant_shared(a.codec, table_bytes(a.codec));
     allow_shared(dequant_kernel, shared, codec.device().shared_bytes_per_block, kWhere);
     const dim3 grid(static_cast<unsigned>((p.n + kDequantRows - 1) / kDequantRows), static_cast<unsigned>(p.heads));
-    dequant_kernel<<<grid, kDequantThreads, shared, cuda_stream>>>(a);
+    launch_kernel(kWhere, {grid, kDequantThreads, shared, cuda_stream}, dequant_kernel, a);
   }
-  check_launch(kWhere);
 }
 
 }  // namespace tq4::gpu

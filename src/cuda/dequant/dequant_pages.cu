@@ -1,7 +1,7 @@
 // dequant_pages: the tokens of a batch from a paged cache, through the block table, to dense K and V [sequence, head, position, D], for engines
 // that keep their own attention: only pages a sequence uses are read; rows from its length on are not written.
-#include "cuda/check.h"
 #include "cuda/dequant/dequant.cuh"
+#include "cuda/launch.cuh"
 
 namespace tq4::gpu {
 namespace {
@@ -18,7 +18,7 @@ struct PagesArgs {
 };
 
 __global__ void __launch_bounds__(kDequantThreads) pages_kernel(const __grid_constant__ PagesArgs a) {
-  extern __shared__ __align__(16) float memory[];
+  TQ4_DYNAMIC_SHARED(float, memory);
   const bool key = blockIdx.z == 0;
   const RowCodec& codec = key ? a.k : a.v;
   const PartView& part = key ? a.cache.k : a.cache.v;
@@ -95,8 +95,7 @@ void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream
   allow_shared(pages_kernel, shared, codec.device().shared_bytes_per_block, kWhere);
   const dim3 grid(static_cast<unsigned>((p.max_seq_len + kDequantRows - 1) / kDequantRows),
                   static_cast<unsigned>(p.num_seqs * codec.num_kv_heads()), 2);
-  pages_kernel<<<grid, kDequantThreads, shared, static_cast<cudaStream_t>(stream)>>>(a);
-  check_launch(kWhere);
+  launch_kernel(kWhere, {grid, kDequantThreads, shared, static_cast<cudaStream_t>(stream)}, pages_kernel, a);
 }
 
 }  // namespace tq4::gpu

@@ -1,7 +1,7 @@
 // encode: rows of x to planes, one launch. A block takes some tokens of one head: load, centre, turn (transform.cuh), then a warp a row
 // quantizes and packs (row.cuh).
-#include "cuda/check.h"
 #include "cuda/encode/row.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/transform.cuh"
 
 namespace tq4::gpu {
@@ -22,7 +22,7 @@ struct EncodeArgs {
 
 template <int R>
 __global__ void __launch_bounds__(kThreads) encode_kernel(const __grid_constant__ EncodeArgs a) {
-  extern __shared__ __align__(16) float memory[];  // x [R][D], y [R][D], codes [R][2 D] bytes, tables
+  TQ4_DYNAMIC_SHARED(float, memory);  // x [R][D], y [R][D], codes [R][2 D] bytes, tables
   const int dim = a.codec.dim, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const std::int64_t token0 = static_cast<std::int64_t>(blockIdx.x) * R;
   float *x = memory, *y = x + R * dim;
@@ -63,8 +63,7 @@ void launch(const EncodeArgs& a, const DeviceInfo& device, cudaStream_t stream) 
   const std::size_t shared = static_cast<std::size_t>(R * a.codec.dim) * (4 + 4 + 2) + static_cast<std::size_t>(table_bytes(a.codec));
   allow_shared(encode_kernel<R>, shared, device.shared_bytes_per_block, "encode");
   const dim3 grid(static_cast<unsigned>((a.n + R - 1) / R), static_cast<unsigned>(a.heads));
-  encode_kernel<R><<<grid, kThreads, shared, stream>>>(a);
-  check_launch("encode");
+  launch_kernel("encode", {grid, kThreads, shared, stream}, encode_kernel<R>, a);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 // the causal triangle or the window are not visited, only those on an edge are masked.
 #include <cuda_fp16.h>
 
-#include "cuda/check.h"
+#include "cuda/launch.cuh"
 #include "cuda/prefill_attention/flash.h"
 #include "cuda/ptx.cuh"
 #include "cuda/views.cuh"
@@ -28,7 +28,7 @@ struct Tile {
 template <int HD>
 __global__ void __launch_bounds__(kThreads) flash_kernel(const __grid_constant__ FlashArgs a) {
   using T = Tile<HD>;
-  extern __shared__ __align__(16) unsigned char shared[];
+  TQ4_DYNAMIC_SHARED(unsigned char, shared);
   const int sequence = blockIdx.z, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int dim = a.head_dim, group = a.num_q_heads / a.num_kv_heads;
   const int q_begin = a.cu_q[sequence], q_len = a.cu_q[sequence + 1] - q_begin;
@@ -254,8 +254,7 @@ void launch(const FlashArgs& a, const DeviceInfo& device, cudaStream_t stream) {
   const std::int64_t rows = static_cast<std::int64_t>(a.max_q_len) * (a.num_q_heads / a.num_kv_heads);
   const dim3 grid(static_cast<unsigned>((rows + T::kRows - 1) / T::kRows), static_cast<unsigned>(a.num_kv_heads),
                   static_cast<unsigned>(a.num_seqs));
-  flash_kernel<HD><<<grid, kThreads, T::kBytes, stream>>>(a);
-  check_launch("prefill");
+  launch_kernel("prefill", {grid, kThreads, T::kBytes, stream}, flash_kernel<HD>, a);
 }
 
 }  // namespace

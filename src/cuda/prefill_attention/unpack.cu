@@ -1,6 +1,6 @@
 // The first half of prefill: compressed planes to fp16 in original space, new tokens behind them; and the fp8 output of a layer step.
-#include "cuda/check.h"
 #include "cuda/dequant/dequant.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/prefill_attention/flash.h"
 
 namespace tq4::gpu {
@@ -16,7 +16,7 @@ struct PlanesArgs {
 };
 
 __global__ void __launch_bounds__(kDequantThreads) planes_kernel(const __grid_constant__ PlanesArgs a) {
-  extern __shared__ __align__(16) float memory[];
+  TQ4_DYNAMIC_SHARED(float, memory);
   const int dim = a.codec.dim, head = blockIdx.y, sequence = blockIdx.z, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int begin = a.cu_k[sequence], length = static_cast<int>(min(static_cast<std::int64_t>(a.cu_k[sequence + 1] - begin), a.capacity));
   const int token0 = blockIdx.x * kDequantRows;
@@ -100,30 +100,27 @@ void launch_unpack_planes(const DeviceCodec& codec, Side side, const EncodedIn& 
   allow_shared(planes_kernel, shared, codec.device().shared_bytes_per_block, "prefill");
   const dim3 grid(static_cast<unsigned>((max_tokens + kDequantRows - 1) / kDequantRows), static_cast<unsigned>(a.heads),
                   static_cast<unsigned>(num_seqs));
-  planes_kernel<<<grid, kDequantThreads, shared, stream>>>(a);
-  check_launch("prefill (planes)");
+  launch_kernel("prefill (planes)", {grid, kDequantThreads, shared, stream}, planes_kernel, a);
 }
 
 void launch_append(const AppendArgs& args, cudaStream_t stream) {
   const std::int64_t elements = static_cast<std::int64_t>(args.max_q_len) * args.head_dim;
   const dim3 grid(static_cast<unsigned>(std::min<std::int64_t>((elements + 1023) / 1024, 1024)), static_cast<unsigned>(args.num_kv_heads),
                   static_cast<unsigned>(args.num_seqs));
-  append_kernel<<<grid, 256, 0, stream>>>(args);
-  check_launch("prefill (new tokens)");
+  launch_kernel("prefill (new tokens)", {grid, 256, 0, stream}, append_kernel, args);
 }
 
 void launch_prefix_lens(const std::int32_t* seq_lens, const std::int32_t* cu_q, std::int32_t* prefix_lens, int num_seqs,
                         cudaStream_t stream) {
   if (num_seqs == 0) return;
-  prefix_kernel<<<static_cast<unsigned>((num_seqs + 127) / 128), 128, 0, stream>>>(seq_lens, cu_q, prefix_lens, num_seqs);
-  check_launch("layer step (prefix lengths)");
+  launch_kernel("layer step (prefix lengths)", {static_cast<unsigned>((num_seqs + 127) / 128), 128, 0, stream}, prefix_kernel, seq_lens,
+                cu_q, prefix_lens, num_seqs);
 }
 
 void launch_to_fp8(const void* from, DType dtype, const float* scale, std::uint8_t* to, std::int64_t count, cudaStream_t stream) {
   if (count == 0) return;
-  fp8_kernel<<<static_cast<unsigned>(std::min<std::int64_t>((count + 255) / 256, 4096)), 256, 0, stream>>>(from, static_cast<int>(dtype),
-                                                                                                           scale, to, count);
-  check_launch("layer step (fp8 output)");
+  launch_kernel("layer step (fp8 output)", {static_cast<unsigned>(std::min<std::int64_t>((count + 255) / 256, 4096)), 256, 0, stream},
+                fp8_kernel, from, static_cast<int>(dtype), scale, to, count);
 }
 
 }  // namespace tq4::gpu

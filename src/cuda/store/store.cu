@@ -1,7 +1,7 @@
 // store: K and V of new tokens encoded and scattered to pages by slot_mapping, one launch. Blocks are those of encode, with one side more in
 // the grid; only the place of the bytes differs (views.cuh).
-#include "cuda/check.h"
 #include "cuda/encode/row.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/transform.cuh"
 
 namespace tq4::gpu {
@@ -25,7 +25,7 @@ struct StoreArgs {
 
 template <int R>
 __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__ StoreArgs a) {
-  extern __shared__ __align__(16) float memory[];  // as in encode.cu
+  TQ4_DYNAMIC_SHARED(float, memory);  // as in encode.cu
   const bool key = blockIdx.z == 0;
   const StoreSide& side = key ? a.k : a.v;
   const RowCodec& codec = side.codec;
@@ -87,8 +87,7 @@ void launch(const StoreArgs& a, const DeviceInfo& device, cudaStream_t stream) {
   const std::size_t shared = static_cast<std::size_t>(R * a.k.codec.dim) * (4 + 4 + 2) + static_cast<std::size_t>(tables);
   allow_shared(store_kernel<R>, shared, device.shared_bytes_per_block, "store");
   const dim3 grid(static_cast<unsigned>((a.n + R - 1) / R), static_cast<unsigned>(a.cache.num_kv_heads), 2);
-  store_kernel<R><<<grid, kThreads, shared, stream>>>(a);
-  check_launch("store");
+  launch_kernel("store", {grid, kThreads, shared, stream}, store_kernel<R>, a);
 }
 
 }  // namespace
