@@ -72,7 +72,13 @@ void run(Options& options) {
   nlohmann::json result = result_envelope("calibrate");
   result["output"] = output;
   result["codec"] = spec_name(calibration.spec);
+  const auto name_of = [&](const std::optional<CalibrationMethod>& own) {
+    return std::string(calibration_method_name(own.value_or(options.calibrate.method)));
+  };
   result["method"] = std::string(calibration_method_name(options.calibrate.method));
+  result["k_method"] = name_of(options.calibrate.method_k);
+  result["v_method"] = name_of(options.calibrate.method_v);
+  result["centre"] = options.calibrate.centre;
   result["rope"] = options.calibrate.rope;
   result["tokens"] = calibration.tokens;
   result["warnings"] = report.warnings;
@@ -103,6 +109,15 @@ Action add_calibrate(CLI::App& app) {
              "centre (mean of each head), transform (and a matrix from key covariance and query moment), feedback (and predictive coding: "
              "later codes make "
              "good what earlier ones got wrong; encoding costs about ten times as much, decoding nothing)")
+      ->group("Calibration");
+  const auto side_method = [](const std::string& text) { return std::optional(calibration_method_from_name(text)); };
+  add_parsed(app, "--k-method", options->calibrate.method_k, side_method, "NAME", "", "Method of K alone; also none (default: --method)")
+      ->group("Calibration");
+  add_parsed(app, "--v-method", options->calibrate.method_v, side_method, "NAME", "", "Method of V alone; also none (default: --method)")
+      ->group("Calibration");
+  app.add_flag(
+         "--no-centre", [options](std::int64_t) { options->calibrate.centre = false; },
+         "Subtract no means: transforms are made from second moments about zero")
       ->group("Calibration");
   app.add_flag("--rope", options->calibrate.rope, "Centre keys before RoPE: decoding has to add q . R_p mu to every logit")
       ->group("Calibration");

@@ -16,6 +16,27 @@ namespace {
 
 constexpr std::int64_t kTokensPerDimension = 4;  ///< fewer than this times head_dim: warn
 
+bool has_codes(const SideSpec& side) { return side.kind == CodeKind::Mse || side.kind == CodeKind::Mixed || side.kind == CodeKind::Prod; }
+
+CalibrationMethod method_of(const CalibrateOptions& options, Side side) {
+  const std::optional<CalibrationMethod>& own = side == Side::K ? options.method_k : options.method_v;
+  const CalibrationMethod method = own.value_or(options.method);
+  const SideSpec& spec = side == Side::K ? options.spec.k : options.spec.v;
+  if (!has_codes(spec)) return CalibrationMethod::None;
+  // The predictive transform and R A are for codebooks of unit vectors; Mixed and Prod keep the rotation and get a centre.
+  const bool whole = spec.kind == CodeKind::Mse && !spec.norm_correction;
+  return whole ? method : std::min(method, CalibrationMethod::Centre);
+}
+
+/// Moments about zero instead of the mean.
+void about_zero(eval::Moments& m) {
+  const std::size_t n = m.mean.size();
+  for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t j = 0; j < n; ++j) m.covariance[i * n + j] += m.mean[i] * m.mean[j];
+  }
+  std::fill(m.mean.begin(), m.mean.end(), 0.0);
+}
+
 void check_dumps(const std::vector<Dump*>& dumps, const CalibrateOptions& options) {
   if (dumps.empty()) throw Error(ErrorCode::Usage, "calibration needs at least one dump");
   const DumpInfo& first = dumps.front()->info();
@@ -32,13 +53,17 @@ void check_dumps(const std::vector<Dump*>& dumps, const CalibrateOptions& option
       throw Error(ErrorCode::BadInput, "centring before RoPE needs the attributes rope_applied and rope_theta", info.path);
     }
   }
+  if (method_of(options, Side::K) == CalibrationMethod::None && method_of(options, Side::V) == CalibrationMethod::None) {
+    throw Error(ErrorCode::Usage, "nothing to calibrate: neither side of " + spec_name(options.spec) + " takes tables with this method");
+  }
+  if (options.rope && (!options.centre || method_of(options, Side::K) == CalibrationMethod::None)) {
+    throw Error(ErrorCode::Usage, "centring before RoPE was asked for, and keys that are not centred or not calibrated");
+  }
   for (const LayerInfo& layer : first.layers) {
     validate(options.spec.k, layer.head_dim);
     validate(options.spec.v, layer.head_dim);
   }
 }
-
-bool has_codes(const SideSpec& side) { return side.kind == CodeKind::Mse || side.kind == CodeKind::Mixed || side.kind == CodeKind::Prod; }
 
 /// Where a head's tables go: slices of a layer's vectors, sized beforehand so that heads may be written from several threads.
 struct HeadSlot {
@@ -64,10 +89,6 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
     int head;
   };
   std::vector<Task> tasks;
-  const auto method_for = [&](const SideSpec& side) {
-    // The predictive transform and R A are for codebooks of unit vectors; Mixed and Prod keep the rotation and get a centre.
-    return side.kind == CodeKind::Mse && !side.norm_correction ? options.method : CalibrationMethod::Centre;
-  };
   for (std::size_t i = 0; i < info.layers.size(); ++i) {
     const LayerInfo& shape = info.layers[i];
     LayerCalibration layer;
@@ -80,18 +101,14 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
     }
     const auto heads = static_cast<std::size_t>(shape.num_kv_heads), dim = static_cast<std::size_t>(shape.head_dim);
     for (const Side side : {Side::K, Side::V}) {
-      const SideSpec& spec = side == Side::K ? options.spec.k : options.spec.v;
       SideCalibration& tables = side == Side::K ? layer.k : layer.v;
-      if (!has_codes(spec)) continue;
-      if (side == Side::K && options.rope) {
-        tables.rope_mu.resize(heads * dim);
-      } else {
-        tables.centre.resize(heads * dim);
-      }
-      if (method_for(spec) == CalibrationMethod::Centre) continue;
+      const CalibrationMethod method = method_of(options, side);
+      if (method == CalibrationMethod::None) continue;
+      if (options.centre) (side == Side::K && options.rope ? tables.rope_mu : tables.centre).resize(heads * dim);
+      if (method == CalibrationMethod::Centre) continue;
       tables.forward.resize(heads * dim * dim);
       tables.inverse.resize(heads * dim * dim);
-      if (method_for(spec) == CalibrationMethod::Feedback) {
+      if (method == CalibrationMethod::Feedback) {
         tables.feedback.resize(heads * dim * dim);
         tables.feedback_gain.assign(heads, 1.0f);
       }
@@ -101,7 +118,7 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
   }
 
   CalibrateReport seen;
-  seen.heads.resize(2 * tasks.size());
+  std::vector<std::vector<HeadCalibrationReport>> reports(tasks.size());
   std::vector<std::vector<std::string>> warnings(tasks.size());
   std::mutex dumps_mutex, progress_mutex;
   std::int64_t done = 0;
@@ -123,8 +140,8 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
       const bool is_k = side == Side::K;
       const SideSpec& spec = is_k ? options.spec.k : options.spec.v;
       SideCalibration& tables = is_k ? layer.k : layer.v;
-      if (!has_codes(spec)) continue;
-      const CalibrationMethod method = method_for(spec);
+      const CalibrationMethod method = method_of(options, side);
+      if (method == CalibrationMethod::None) continue;
       const Rotation rotation = make_rotation(spec.rotation, dim, spec.seed);
       const core::Matrix& weight = is_k ? statistics.query : statistics.value_gram;
       eval::TableProblem problem;
@@ -137,6 +154,7 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
       problem.weight = weight.empty() ? nullptr : &weight;
       problem.rotation = &rotation.matrix;
       eval::Moments& moments = is_k ? statistics.k : statistics.v;
+      if (!options.centre) about_zero(moments);
       problem.covariance = &moments.covariance;
       const double before = is_k ? statistics.k_energy : statistics.v_energy;
       const double after = core::trace(moments.covariance, dim);
@@ -153,11 +171,12 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
       eval::HeadTables made = eval::make_tables(problem);
       if (is_k && !constant && !weight.empty() && method != CalibrationMethod::Centre) {
         eval::weight_by_attention(statistics, dumps, task.layer_index, task.head, options, made.forward, dumps_mutex);
+        if (!options.centre) about_zero(moments);
         made = eval::make_tables(problem);
       }
       const HeadSlot slot{&tables, static_cast<std::size_t>(task.head), d};
       const std::vector<double>& mean = is_k && options.rope ? statistics.rope_mean : moments.mean;
-      slot.put(is_k && options.rope ? tables.rope_mu : tables.centre, std::vector<float>(mean.begin(), mean.end()), d);
+      if (options.centre) slot.put(is_k && options.rope ? tables.rope_mu : tables.centre, std::vector<float>(mean.begin(), mean.end()), d);
       if (method != CalibrationMethod::Centre) {
         slot.put(tables.forward, made.forward, d * d);
         slot.put(tables.inverse, made.inverse, d * d);
@@ -166,14 +185,15 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
         if (!made.feedback.empty()) slot.put(tables.feedback, made.feedback, d * d);
         tables.feedback_gain[slot.head] = made.gain;
       }
-      HeadCalibrationReport& entry = seen.heads[2 * static_cast<std::size_t>(t) + (is_k ? 0 : 1)];
-      entry = {layer.layer, task.head, side, before > 0 ? std::max(0.0, 1 - after / before) : 0, made.expected_gain};
+      const double share = options.centre && before > 0 ? std::max(0.0, 1 - after / before) : 0;
+      reports[static_cast<std::size_t>(t)].push_back({layer.layer, task.head, side, share, made.expected_gain});
     }
     if (options.progress) {
       const std::lock_guard lock(progress_mutex);
       options.progress(static_cast<double>(++done) / static_cast<double>(tasks.size()));
     }
   });
+  for (const auto& list : reports) seen.heads.insert(seen.heads.end(), list.begin(), list.end());
   for (const auto& list : warnings) seen.warnings.insert(seen.warnings.end(), list.begin(), list.end());
   out.fingerprint = calibration_fingerprint(out.model, out.layers);
   if (report != nullptr) *report = std::move(seen);
@@ -181,14 +201,16 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
 }
 
 CalibrationMethod calibration_method_from_name(std::string_view name) {
-  for (const CalibrationMethod method : {CalibrationMethod::Centre, CalibrationMethod::Transform, CalibrationMethod::Feedback}) {
+  for (const CalibrationMethod method :
+       {CalibrationMethod::None, CalibrationMethod::Centre, CalibrationMethod::Transform, CalibrationMethod::Feedback}) {
     if (name == calibration_method_name(method)) return method;
   }
-  throw Error(ErrorCode::Usage, "'" + std::string(name) + "' is not one of centre, transform, feedback");
+  throw Error(ErrorCode::Usage, "'" + std::string(name) + "' is not one of none, centre, transform, feedback");
 }
 
 std::string_view calibration_method_name(CalibrationMethod method) {
   switch (method) {
+    case CalibrationMethod::None: return "none";
     case CalibrationMethod::Centre: return "centre";
     case CalibrationMethod::Transform: return "transform";
     case CalibrationMethod::Feedback: return "feedback";

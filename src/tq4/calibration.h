@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,17 +43,20 @@ struct Calibration {
 
 /// What calibration puts around the codebook. Each includes the ones before it; the bytes per token and the decode kernel stay the same.
 enum class CalibrationMethod : std::uint8_t {
+  None,       ///< nothing: the side stays as the codec has it
   Centre,     ///< the mean of each head is subtracted
   Transform,  ///< and R A takes the place of R, A^T A = Sk^-1 # Sq: least logit error where noise is spread evenly
   Feedback  ///< or a predictive transform: codes make good what earlier ones got wrong (HeadTransform::feedback), see eval/calibrate_tables.h
 };
-CalibrationMethod calibration_method_from_name(std::string_view name);  ///< "centre", "transform", "feedback"; throws Usage
+CalibrationMethod calibration_method_from_name(std::string_view name);  ///< "none", "centre", "transform", "feedback"; throws Usage
 std::string_view calibration_method_name(CalibrationMethod method);
 
 struct CalibrateOptions {
   CodecSpec spec;  ///< sides that are not Mse get a centre only where their kind keeps one (Fp8, Fp16, Uniform: none)
   CalibrationMethod method = CalibrationMethod::Feedback;
-  bool rope = false;      ///< centre K before RoPE: the dump must say rope_applied and rope_theta
+  std::optional<CalibrationMethod> method_k, method_v;  ///< of one side, where it differs from `method`
+  bool centre = true;     ///< false: no means are subtracted, transforms are made from second moments about zero
+  bool rope = false;      ///< centre K before RoPE: the dump must say rope_applied and rope_theta; needs a method for K and `centre`
   double shrink = 0.002;  ///< share of the mean eigenvalue added to every covariance, + D / (2 tokens)
   double noise_k = 0.25;  ///< Feedback: the noise that prediction reckons with, in units of the codebook's own error
   double noise_v = 1.0;
@@ -74,7 +78,8 @@ struct CalibrateReport {
 };
 
 /// Estimates tables from one or more dumps of one model (each a sequence beginning at position 0). Throws BadInput where they disagree in model
-/// or shapes, where values are not finite, and where rope is asked for and the dump does not know its RoPE.
+/// or shapes, where values are not finite, and where rope is asked for and the dump does not know its RoPE; Usage where rope is asked for and
+/// keys are not centred.
 Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& options, CalibrateReport* report = nullptr);
 
 /// XXH3-64 over the model's name and each layer's number, kv heads and head_dim: what a calibration is bound to.

@@ -108,6 +108,38 @@ TEST(Calibrate, EachStepLowersTheLogitErrorOnOtherTokens) {
   EXPECT_LT(errors[2], 0.7 * errors[1]);
 }
 
+TEST(Calibrate, StepsCanBeTakenApart) {
+  MemoryDump learn(2000, 1), test(2000, 3);
+  CalibrateOptions values_only = options();
+  values_only.method_k = CalibrationMethod::None;
+  CalibrateReport report;
+  const Calibration v = calibrate({&learn}, values_only, &report);
+  EXPECT_TRUE(v.layers[0].k.centre.empty() && v.layers[0].k.forward.empty() && v.layers[0].k.feedback.empty());
+  EXPECT_FALSE(v.layers[0].v.centre.empty() || v.layers[0].v.feedback.empty());
+  ASSERT_EQ(report.heads.size(), 2u) << "one line a head and calibrated side";
+  for (const HeadCalibrationReport& head : report.heads) EXPECT_EQ(head.side, Side::V);
+
+  CalibrateOptions about_zero = options();
+  about_zero.centre = false;
+  const Calibration z = calibrate({&learn}, about_zero), c = calibrate({&learn}, options());
+  EXPECT_TRUE(z.layers[0].k.centre.empty() && z.layers[0].v.centre.empty());
+  EXPECT_FALSE(z.layers[0].k.forward.empty());
+  const SideSpec pairs = spec_from_name("tq4-2d").k;
+  EXPECT_LT(logit_error(test, &z, pairs), logit_error(test, nullptr, pairs));
+  EXPECT_LT(logit_error(test, &c, pairs), logit_error(test, &z, pairs));
+
+  about_zero.rope = true;
+  EXPECT_THROW(calibrate({&learn}, about_zero), Error);
+  values_only.rope = true;
+  EXPECT_THROW(calibrate({&learn}, values_only), Error);
+  CalibrateOptions nothing = options();
+  nothing.spec = spec_from_name("fp8");
+  EXPECT_THROW(calibrate({&learn}, nothing), Error);
+  nothing.spec = spec_from_name("k8v4");  // keys in FP8: no line for them
+  calibrate({&learn}, nothing, &report);
+  for (const HeadCalibrationReport& head : report.heads) EXPECT_EQ(head.side, Side::V);
+}
+
 TEST(Calibrate, DoesNotDependOnThreads) {
   MemoryDump dump(600, 4);
   CalibrateOptions one = options(), four = options();
