@@ -1,7 +1,8 @@
 // tq4's codecs as the GPU encodes and decodes them: `tq4 eval --device cuda` measures what the kernels write, not what the CPU would. Sizes,
-// names and theory are the CPU codec's, which holds the same tables.
+// names and theory are the CPU codec's, which holds the same tables. Codes with feedback are made on the CPU, as everywhere, and decoded on the GPU.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <numeric>
@@ -49,7 +50,10 @@ LayerCalibration one_head(const LayerCalibration& layer, int head) {
     table = std::vector<float>(begin, begin + static_cast<std::ptrdiff_t>(size));
   };
   for (SideCalibration* side : {&out.k, &out.v}) {
-    for (std::vector<float>* table : {&side->forward, &side->inverse, &side->centre, &side->rope_mu}) slice(*table);
+    for (std::vector<float>* table :
+         {&side->forward, &side->inverse, &side->centre, &side->rope_mu, &side->feedback, &side->feedback_gain}) {
+      slice(*table);
+    }
   }
   return out;
 }
@@ -60,7 +64,9 @@ class DeviceCompressor final : public Compressor {
       : host_(codec_compressor(std::move(name), spec, calibration)), spec_(spec), calibration_(calibration), device_(device) {}
 
   std::string name() const override { return host_->name(); }
-  std::string description() const override { return host_->description() + "; encoded and decoded on the GPU"; }
+  std::string description() const override {
+    return host_->description() + "; encoded and decoded on the GPU" + (has_feedback() ? " (codes with feedback made on the CPU)" : "");
+  }
   std::string source() const override { return host_->source(); }
   Footprint encoded(const HeadVectors& shape) const override { return host_->encoded(shape); }
   ExactTokens exact(Side side) const override { return host_->exact(side); }
@@ -75,6 +81,8 @@ class DeviceCompressor final : public Compressor {
     const gpu::DeviceCodec& codec = device_codec(head);
     const Codec& tables = codec.host(head.side);
     const auto n = static_cast<std::size_t>(head.tokens), dim = static_cast<std::size_t>(head.dim);
+    const LayerCalibration* layer = calibration_ != nullptr ? calibration_->find(head.layer) : nullptr;
+    const bool feedback = layer != nullptr && !(head.side == Side::K ? layer->k : layer->v).feedback.empty();
     const Buffer<float> x(head.x, n * dim), y(n * dim);
     const Buffer<std::uint8_t> codes(n * tables.code_bytes()), signs(tables.has_signs() ? n * dim / 8 : 0);
     const Buffer<float> scale(tables.has_scale() ? n : 0), zero(tables.has_zero() ? n : 0), residual(tables.has_signs() ? n : 0);
@@ -82,17 +90,28 @@ class DeviceCompressor final : public Compressor {
     std::iota(order.begin(), order.end(), 0);
     const Buffer<std::int64_t> positions(order.data(), n);
 
-    gpu::EncodeParams encode;
-    encode.x = x.get();
-    encode.x_dtype = DType::F32;
-    encode.n = head.tokens;
-    encode.positions = positions.get();
-    encode.out.codes = codes.get();
-    encode.out.scale = scale.get();
-    encode.out.zero = zero.get();
-    encode.out.signs = signs.get();
-    encode.out.residual_norm = residual.get();
-    gpu::encode(codec, head.side, encode, nullptr);
+    if (feedback) {  // Mse codecs alone have it: codes and scales are all there is
+      std::vector<std::uint8_t> host_codes(n * tables.code_bytes());
+      std::vector<float> host_scale(n);
+      EncodedOut to;
+      to.codes = host_codes.data();
+      to.scale = host_scale.data();
+      tables.encode(head.x, DType::F32, head.tokens, to, head_transform(layer, head.side, head.head));
+      check_cuda(cudaMemcpy(codes.get(), host_codes.data(), host_codes.size(), cudaMemcpyHostToDevice));
+      check_cuda(cudaMemcpy(scale.get(), host_scale.data(), n * sizeof(float), cudaMemcpyHostToDevice));
+    } else {
+      gpu::EncodeParams encode;
+      encode.x = x.get();
+      encode.x_dtype = DType::F32;
+      encode.n = head.tokens;
+      encode.positions = positions.get();
+      encode.out.codes = codes.get();
+      encode.out.scale = scale.get();
+      encode.out.zero = zero.get();
+      encode.out.signs = signs.get();
+      encode.out.residual_norm = residual.get();
+      gpu::encode(codec, head.side, encode, nullptr);
+    }
 
     gpu::DequantParams decode;
     decode.in.codes = codes.get();
@@ -110,6 +129,10 @@ class DeviceCompressor final : public Compressor {
   }
 
  private:
+  bool has_feedback() const {
+    return calibration_ != nullptr && std::any_of(calibration_->layers.begin(), calibration_->layers.end(),
+                                                  [](const LayerCalibration& l) { return !l.k.feedback.empty() || !l.v.feedback.empty(); });
+  }
   /// One for a head_dim, or one for a head where it is calibrated: a call here is of one head, and per-head tables go by head.
   const gpu::DeviceCodec& device_codec(const HeadVectors& head) const {
     const LayerCalibration* layer = calibration_ != nullptr ? calibration_->find(head.layer) : nullptr;

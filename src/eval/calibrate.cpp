@@ -119,7 +119,7 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
 
   CalibrateReport seen;
   std::vector<std::vector<HeadCalibrationReport>> reports(tasks.size());
-  std::vector<std::vector<std::string>> warnings(tasks.size());
+  std::vector<std::vector<std::string>> warnings(tasks.size());  ///< without the place
   std::mutex dumps_mutex, progress_mutex;
   std::int64_t done = 0;
   eval::parallel_for(static_cast<std::int64_t>(tasks.size()), options.threads, [&](std::int64_t t, int) {
@@ -133,7 +133,7 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
     if (statistics.tokens == 0) throw Error(ErrorCode::BadInput, "has no tokens to calibrate from", where);
     const double shrink = options.shrink + static_cast<double>(dim) / (2.0 * static_cast<double>(statistics.tokens));
     if (statistics.tokens < kTokensPerDimension * dim) {
-      warn.push_back(where + std::to_string(statistics.tokens) + " tokens are few for head_dim " + std::to_string(dim) +
+      warn.push_back(std::to_string(statistics.tokens) + " tokens are few for head_dim " + std::to_string(dim) +
                      "; covariances are shrunk by " + std::to_string(std::lround(100 * shrink)) + "%");
     }
     for (const Side side : {Side::K, Side::V}) {
@@ -158,15 +158,15 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
       problem.covariance = &moments.covariance;
       const double before = is_k ? statistics.k_energy : statistics.v_energy;
       const double after = core::trace(moments.covariance, dim);
-      const bool constant = !(after > 1e-9 * before);
+      const bool constant = !(after > 1e-6 * before);  // below that it is rounding: of fp16 values, and of these fp32 products
       const core::Matrix nothing(d * d);
       if (constant) {
         problem.covariance = &nothing;
-        warn.push_back(where + (is_k ? "keys" : "values") + " are constant: only their mean is kept");
+        warn.push_back(std::string(is_k ? "keys" : "values") + " are constant: only their mean is kept");
       }
       if (method != CalibrationMethod::Centre && weight.empty()) {
-        warn.push_back(where + (is_k ? "no queries: key errors count equally in all directions"
-                                     : "no o_gram: value errors count equally in all directions"));
+        warn.push_back(is_k ? "no queries: key errors count equally in all directions"
+                            : "no o_gram: value errors count equally in all directions");
       }
       eval::HeadTables made = eval::make_tables(problem);
       if (is_k && !constant && !weight.empty() && method != CalibrationMethod::Centre) {
@@ -194,7 +194,24 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
     }
   });
   for (const auto& list : reports) seen.heads.insert(seen.heads.end(), list.begin(), list.end());
-  for (const auto& list : warnings) seen.warnings.insert(seen.warnings.end(), list.begin(), list.end());
+  // One line for each thing to say, with the places: a model has hundreds of heads.
+  std::vector<std::pair<std::string, std::string>> said;
+  for (std::size_t t = 0; t < tasks.size(); ++t) {
+    const std::string place = "layer " + std::to_string(info.layers[tasks[t].layer_index].layer) + " head " + std::to_string(tasks[t].head);
+    for (const std::string& text : warnings[t]) {
+      const auto known = std::find_if(said.begin(), said.end(), [&](const auto& entry) { return entry.first == text; });
+      if (known == said.end()) {
+        said.emplace_back(text, place);
+      } else {
+        known->second += ", " + place;
+      }
+    }
+  }
+  for (const auto& [text, places] : said) {
+    const auto count = 1 + std::count(places.begin(), places.end(), ',');
+    const bool all = count == static_cast<std::ptrdiff_t>(tasks.size()) && count > 1;
+    seen.warnings.push_back((all ? "all layers and heads" : places) + ": " + text);
+  }
   out.fingerprint = calibration_fingerprint(out.model, out.layers);
   if (report != nullptr) *report = std::move(seen);
   return out;

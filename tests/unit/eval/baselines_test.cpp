@@ -261,8 +261,16 @@ TEST(Baselines, DeviceCodecEqualsTheCpus) {
   layer.k.centre.assign(64, 0.0f);
   layer.k.centre.resize(128, 3.0f);
   calibration.layers.push_back(layer);
-  for (const tq4::Calibration* tables :
-       {static_cast<const tq4::Calibration*>(nullptr), static_cast<const tq4::Calibration*>(&calibration)}) {
+  tq4::Calibration predictive = calibration;  // codes with feedback are made on the CPU, decoded on the device
+  tq4::SideCalibration& k = predictive.layers[0].k;
+  k.forward.assign(2 * 64 * 64, 0.0f);
+  k.feedback.assign(2 * 64 * 64, 0.0f);
+  for (std::size_t i = 0; i < 128; ++i) k.forward[i * 64 + i % 64] = 1;
+  k.inverse = k.forward;
+  for (const std::size_t at : {2 * 64 + 0, 64 * 64 + 9 * 64 + 4}) k.feedback[at] = k.inverse[at] = 0.5f;
+  k.feedback_gain.assign(2, 1.0f);
+  for (const tq4::Calibration* tables : {static_cast<const tq4::Calibration*>(nullptr), static_cast<const tq4::Calibration*>(&calibration),
+                                         static_cast<const tq4::Calibration*>(&predictive)}) {
     try {
       device = tq4::device_codec_compressor("k4v3", spec, tables, 0);
     } catch (const tq4::Error& e) {
