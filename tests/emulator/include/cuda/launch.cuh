@@ -1,0 +1,34 @@
+// Stands in for src/cuda/launch.cuh in builds for the emulator.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <tuple>
+
+#include "cuda/check.h"
+
+namespace tq4::gpu {
+
+struct LaunchShape {
+  dim3 blocks;
+  unsigned threads;
+  std::size_t shared_bytes;
+  cudaStream_t stream;
+};
+
+template <class... Params, class... Args>
+void launch_kernel(const char* what, const LaunchShape& shape, void (*kernel)(Params...), const Args&... args) {
+  emulator::submit([=, values = std::tuple<std::remove_const_t<Params>...>(args...)] {
+    emulator::emulate(what, {shape.blocks.x, shape.blocks.y, shape.blocks.z}, shape.threads, shape.shared_bytes,
+                      [&] { std::apply(kernel, values); });
+  });
+}
+template <class... Params, class... Args>
+void launch_kernel_early(const char* what, const LaunchShape& shape, void (*kernel)(Params...), const Args&... args) {
+  launch_kernel(what, shape, kernel, args...);
+}
+
+}  // namespace tq4::gpu
+
+#define TQ4_DYNAMIC_SHARED(type, name) \
+  type* const name = reinterpret_cast<type*>(::tq4::emulator::shared_range(::tq4::emulator::kSharedBase, 0, 16))

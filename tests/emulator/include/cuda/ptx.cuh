@@ -1,0 +1,189 @@
+// Stands in for src/cuda/ptx.cuh in builds for the emulator: the same functions, said in C++.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace tq4::gpu {
+
+// ---- Tensor cores, and what moves fragments between lanes ----
+
+namespace emulated {
+
+inline float half_value(std::uint16_t bits) {
+  static const auto* table = [] {
+    auto* t = new float[65536];
+    for (unsigned i = 0; i < 65536; ++i) t[i] = half_to_float(static_cast<std::uint16_t>(i));
+    return t;
+  }();
+  return table[bits];
+}
+
+struct MmaOperand {
+  float* c;
+  std::uint32_t a[4], b[2];
+};
+inline void mma_work(void* const* operands) {
+  float a[16][16], b[16][8], c[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const MmaOperand& o = *static_cast<const MmaOperand*>(operands[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+      for (int e = 0; e < 2; ++e) {
+        a[g + i % 2 * 8][2 * t + e + i / 2 * 8] = half_value(static_cast<std::uint16_t>(o.a[i] >> 16 * e));
+        c[g + i / 2 * 8][2 * t + i % 2] = o.c[i];
+      }
+    }
+    for (int i = 0; i < 2; ++i) {
+      for (int e = 0; e < 2; ++e) b[2 * t + e + i * 8][g] = half_value(static_cast<std::uint16_t>(o.b[i] >> 16 * e));
+    }
+  }
+  for (int m = 0; m < 16; ++m) {
+    for (int k = 0; k < 16; ++k) {
+      for (int n = 0; n < 8; ++n) c[m][n] += a[m][k] * b[k][n];
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    const MmaOperand& o = *static_cast<const MmaOperand*>(operands[lane]);
+    for (int i = 0; i < 4; ++i) o.c[i] = c[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+  }
+}
+
+struct MatrixOperand {
+  const std::uint8_t* row;
+  std::uint32_t* r;
+};
+template <bool Transposed>
+void ldmatrix_work(void* const* operands) {
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    std::uint16_t m[8][8];
+    for (int i = 0; i < 8; ++i) std::memcpy(m[i], static_cast<const MatrixOperand*>(operands[matrix * 8 + i])->row, 16);
+    for (int lane = 0; lane < 32; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      const std::uint16_t low = Transposed ? m[2 * t][g] : m[g][2 * t], high = Transposed ? m[2 * t + 1][g] : m[g][2 * t + 1];
+      static_cast<MatrixOperand*>(operands[lane])->r[matrix] = low | static_cast<std::uint32_t>(high) << 16;
+    }
+  }
+}
+
+inline void transpose_work(void* const* operands) {
+  std::uint16_t m[8][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const std::uint32_t x = *static_cast<const std::uint32_t*>(operands[lane]);
+    m[lane / 4][2 * (lane % 4)] = static_cast<std::uint16_t>(x);
+    m[lane / 4][2 * (lane % 4) + 1] = static_cast<std::uint16_t>(x >> 16);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    const int g = lane / 4, t = lane % 4;
+    *static_cast<std::uint32_t*>(operands[lane]) = m[2 * t][g] | static_cast<std::uint32_t>(m[2 * t + 1][g]) << 16;
+  }
+}
+
+template <class T>
+T load_shared(std::uint32_t a) {
+  T v;
+  std::memcpy(&v, emulator::shared_at(a, sizeof(T)), sizeof(T));
+  return v;
+}
+template <class T>
+void store_shared(std::uint32_t a, const T& v) {
+  std::memcpy(emulator::shared_at(a, sizeof(T)), &v, sizeof(T));
+}
+
+}  // namespace emulated
+
+inline void mma(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  emulated::MmaOperand o{c, {a0, a1, a2, a3}, {b0, b1}};
+  emulator::meet("mma.m16n8k16", ~0u, &o, emulated::mma_work);
+}
+inline void mma_16816(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) { mma(d, a[0], a[1], a[2], a[3], b0, b1); }
+inline void ldmatrix_x4(unsigned (&r)[4], unsigned address) {
+  emulated::MatrixOperand o{emulator::shared_at(address, 16), r};
+  emulator::meet("ldmatrix.x4", ~0u, &o, emulated::ldmatrix_work<false>);
+}
+inline void ldmatrix_x4_trans(unsigned (&r)[4], unsigned address) {
+  emulated::MatrixOperand o{emulator::shared_at(address, 16), r};
+  emulator::meet("ldmatrix.x4.trans", ~0u, &o, emulated::ldmatrix_work<true>);
+}
+inline std::uint32_t transpose8x8(std::uint32_t x) {
+  emulator::meet("movmatrix", ~0u, &x, emulated::transpose_work);
+  return x;
+}
+
+// ---- Arithmetic ----
+
+inline float exp2_fast(float x) { return exp2f(x); }
+inline std::uint32_t e4m3x2_to_half2(std::uint16_t two) {
+  return float_to_half(e4m3_to_float(static_cast<std::uint8_t>(two))) |
+         static_cast<std::uint32_t>(float_to_half(e4m3_to_float(static_cast<std::uint8_t>(two >> 8)))) << 16;
+}
+
+// ---- Shared memory by 32-bit address ----
+
+inline std::uint32_t shared_address(const void* p) { return emulator::shared_address_of(p); }
+inline std::uint32_t lds32(std::uint32_t a) { return emulated::load_shared<std::uint32_t>(a); }
+inline std::uint32_t lds16(std::uint32_t a) { return emulated::load_shared<std::uint16_t>(a); }
+inline void lds64(std::uint32_t a, std::uint32_t* v) { std::memcpy(v, emulator::shared_at(a, 8), 8); }
+inline void lds128(std::uint32_t a, std::uint32_t* v) { std::memcpy(v, emulator::shared_at(a, 16), 16); }
+template <int Offset>
+void lds128_ordered(std::uint32_t a, int& x, int& y, int& z, int& w) {
+  const int4 v = emulated::load_shared<int4>(a + Offset);
+  x = v.x, y = v.y, z = v.z, w = v.w;
+}
+inline float lds_f32(std::uint32_t a) { return emulated::load_shared<float>(a); }
+template <int Offset>
+std::uint32_t table_read(std::uint32_t a) {
+  return emulated::load_shared<std::uint32_t>(a + Offset);
+}
+inline void sts32(std::uint32_t a, std::uint32_t v) { emulated::store_shared(a, v); }
+inline void sts16(std::uint32_t a, std::uint32_t v) { emulated::store_shared(a, static_cast<std::uint16_t>(v)); }
+inline void sts128(std::uint32_t a, float x, float y, float z, float w) { emulated::store_shared(a, float4{x, y, z, w}); }
+template <int Offset>
+void sts128_words(std::uint32_t a, int x, int y, int z, int w) {
+  emulated::store_shared(a + Offset, int4{x, y, z, w});
+}
+
+// ---- Asynchronous copies ----
+
+inline void copy_async_16(unsigned shared, const void* global, int valid = 16) { emulator::copy_async(shared, global, 16, valid); }
+inline void copy_async_commit() { emulator::copy_async_commit(); }
+template <int Pending>
+void copy_async_wait() {
+  emulator::copy_async_wait(Pending);
+}
+
+inline void mbarrier_init(std::uint32_t bar) { emulator::mbarrier_init(bar, 1); }
+inline void mbarrier_wait(std::uint32_t bar, std::uint32_t parity) { emulator::mbarrier_wait(bar, parity); }
+inline std::uint64_t stream_policy() { return 0; }
+
+namespace emulated {
+struct Election {
+  bool elected;
+};
+inline void elect_work(void* const* operands) {
+  const int lane = static_cast<int>(emulator::draw(32));
+  for (int l = 0; l < 32; ++l) static_cast<Election*>(operands[l])->elected = l == lane;
+}
+}  // namespace emulated
+
+template <int CodeBytes, int ScaleBytes>
+void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t* scales, std::uint32_t bar, std::uint64_t) {
+  emulated::Election election{};
+  emulator::meet("elect.sync", ~0u, &election, emulated::elect_work);
+  if (!election.elected) return;
+  emulator::mbarrier_arrive_expect(bar, CodeBytes + ScaleBytes);
+  emulator::bulk_copy(dst, codes, CodeBytes, bar);
+  emulator::bulk_copy(dst + CodeBytes, scales, ScaleBytes, bar);
+}
+inline void fence_mbarrier_init() {}
+inline void fence_bulk_copies() {}
+
+// ---- Between thread blocks and launches ----
+
+inline std::uint32_t count_acq_rel(std::uint32_t* counter) { return (*counter)++; }
+inline void launch_dependents() {}
+inline void wait_for_previous_kernels() {}
+
+}  // namespace tq4::gpu
