@@ -18,15 +18,16 @@ def main():
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--queries", type=int, default=2048, help="the last N queries of each head")
+    parser.add_argument("--stress", type=float, default=1, help="scale of the outlier channels (model.py)")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
-    model = Model(arguments.model, "cpu")
+    model = Model(arguments.model, "cpu", arguments.stress)
     first, last = (int(x) for x in arguments.files.split(":"))
     arguments.out.mkdir(parents=True, exist_ok=True)
     for number, tokens in enumerate(windows(arguments.model, first, last, arguments.ctx, arguments.windows)):
         with h5py.File(arguments.out / f"cal_{number:02d}.h5", "w") as file:
-            file.attrs.update({"model": "small Llama-architecture language model", "num_q_heads": model.heads, "num_kv_heads": model.kv_heads,
+            file.attrs.update({"model": f"small Llama-architecture language model{f', outliers {arguments.stress:g}x' if arguments.stress != 1 else ''}", "num_q_heads": model.heads, "num_kv_heads": model.kv_heads,
                                "head_dim": model.dim, "sm_scale": model.dim**-0.5, "rope_applied": True, "rope_theta": model.theta, "causal": True,
                                "source": f"files {arguments.files}, window {number}"})
 

@@ -42,8 +42,21 @@ def windows(folder, first_file, last_file, ctx, count):
     return np.stack([stream[s : s + ctx + 1] for s in starts])
 
 
+NONE_EXACT = (0, 0, 0)
+
+
+def is_exact(exact, rows, columns):
+    """Which of `columns` (tokens) the query at each of `rows` (positions) sees exactly, as tq4::ExactTokens has it: the first `sinks`, the last
+    `window`, and with `block` those not yet in a whole block."""
+    sinks, window, block = exact
+    mask = (columns < sinks) | (columns > rows - window)
+    return mask | (columns >= (rows + 1) // block * block) if block else mask
+
+
 class Model:
-    def __init__(self, folder, device):
+    def __init__(self, folder, device, stress=1.0, stress_pairs=4):
+        """stress s: in every kv head `stress_pairs` RoPE pairs of channels of K are s times larger and those of Q s times smaller. No logit
+        changes, but the keys get outlier channels."""
         config = json.loads((pathlib.Path(folder) / "config.json").read_text())
         raw = read_safetensors(pathlib.Path(folder) / "model.int8.safetensors")
         self.w = {}
@@ -56,6 +69,22 @@ class Model:
         self.device = device
         self.layers, self.heads, self.kv_heads = (config[k] for k in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"))
         self.dim, self.theta, self.eps = config["head_dim"], config["rope_theta"], config["rms_norm_eps"]
+
+        if stress != 1:
+            self.add_outliers(stress, stress_pairs)
+
+    def add_outliers(self, factor, pairs):
+        pick = np.random.default_rng(0)
+        half, group = self.dim // 2, self.heads // self.kv_heads
+        for layer in range(self.layers):
+            name = f"model.layers.{layer}.self_attn."
+            k = self.w[name + "k_proj.weight"].view(self.kv_heads, self.dim, -1)
+            q = self.w[name + "q_proj.weight"].view(self.kv_heads, group, self.dim, -1)
+            for head in range(self.kv_heads):
+                channels = pick.choice(half, pairs, replace=False)
+                channels = torch.from_numpy(np.concatenate([channels, channels + half])).to(self.device)
+                k[head, channels] *= factor
+                q[head][:, channels] /= factor
 
     def rope(self, tokens):
         frequency = self.theta ** (-torch.arange(0, self.dim, 2, dtype=torch.float64) / self.dim)
@@ -76,11 +105,11 @@ class Model:
         parts = [o[:, h * self.dim : (h + 1) * self.dim] for h in range(self.heads)]
         return torch.stack([sum(parts[k * group + g].T @ parts[k * group + g] for g in range(group)) for k in range(self.kv_heads)])
 
-    def attend(self, q, k, v, k_hat, v_hat, window, sinks):
-        """Query i sees tokens > i - window and the first `sinks` exactly, the others as the codec returns them."""
+    def attend(self, q, k, v, k_hat, v_hat, exact_k, exact_v):
+        """Query i sees the tokens of `exact_k` and `exact_v` exactly, the others as the codec returns them."""
         b, h, t, d = q.shape
         group = h // self.kv_heads
-        if k_hat is k or (window == 0 and sinks == 0):
+        if not any(exact_k) and not any(exact_v):
             return torch.nn.functional.scaled_dot_product_attention(q, k_hat.repeat_interleave(group, 1), v_hat.repeat_interleave(group, 1), is_causal=True)
         out = torch.empty_like(q)
         index = torch.arange(t, device=q.device)
@@ -88,19 +117,19 @@ class Model:
         for b0 in range(0, t, chunk):
             b1 = min(t, b0 + chunk)
             rows, columns = index[b0:b1, None], index[None, :b1]
-            exact = (columns > rows - window) | (columns < sinks)
             group_q = q[:, :, b0:b1].reshape(b, self.kv_heads, group, b1 - b0, d)
             logits = torch.einsum("bhgqd,bhkd->bhgqk", group_q, k_hat[:, :, :b1])
-            logits = torch.where(exact, torch.einsum("bhgqd,bhkd->bhgqk", group_q, k[:, :, :b1]), logits) / math.sqrt(d)
-            p = torch.softmax(logits.masked_fill(columns > rows, -math.inf), -1)
-            p_exact = p * exact
+            if any(exact_k):
+                logits = torch.where(is_exact(exact_k, rows, columns), torch.einsum("bhgqd,bhkd->bhgqk", group_q, k[:, :, :b1]), logits)
+            p = torch.softmax((logits / math.sqrt(d)).masked_fill(columns > rows, -math.inf), -1)
+            p_exact = p * is_exact(exact_v, rows, columns)
             part = torch.einsum("bhgqk,bhkd->bhgqd", p_exact, v[:, :, :b1]) + torch.einsum("bhgqk,bhkd->bhgqd", p - p_exact, v_hat[:, :, :b1])
             out[:, :, b0:b1] = part.reshape(b, h, b1 - b0, d)
         return out
 
-    def hidden(self, tokens, codec=None, window=0, sinks=0, capture=None, stress=None):
+    def hidden(self, tokens, codec=None, exact_k=NONE_EXACT, exact_v=NONE_EXACT, capture=None):
         """tokens [B, T] -> last hidden states [B, T, hidden]. codec(layer, k, v) -> (k, v) as decoded, [B, Hk, T, D];
-        capture(layer, q, k, v) sees every layer; stress(layer, q, k) -> (q, k) may change them in a way that keeps q.k."""
+        exact_k, exact_v: (sinks, window, block), see is_exact; capture(layer, q, k, v) sees every layer."""
         b, t = tokens.shape
         x = self.w["model.embed_tokens.weight"][tokens]
         cos, sin = self.rope(t)
@@ -109,13 +138,13 @@ class Model:
             y = self.norm(x, name + "input_layernorm.weight")
             project = lambda which, heads: (y @ self.w[f"{name}self_attn.{which}_proj.weight"].T).view(b, t, heads, self.dim).transpose(1, 2)
             q, k, v = self.turn(project("q", self.heads), cos, sin), self.turn(project("k", self.kv_heads), cos, sin), project("v", self.kv_heads)
-            if stress is not None:
-                q, k = stress(layer, q, k)
             if capture is not None:
                 capture(layer, q, k, v)
-            k_hat, v_hat = (k, v) if codec is None else codec(layer, k, v)
-            out = self.attend(q, k, v, k_hat, v_hat, window, sinks).transpose(1, 2).reshape(b, t, -1)
-            x = x + out @ self.w[name + "self_attn.o_proj.weight"].T
+            if codec is None:
+                out = self.attend(q, k, v, k, v, NONE_EXACT, NONE_EXACT)
+            else:
+                out = self.attend(q, k, v, *codec(layer, k, v), exact_k, exact_v)
+            x = x + out.transpose(1, 2).reshape(b, t, -1) @ self.w[name + "self_attn.o_proj.weight"].T
             y = self.norm(x, name + "post_attention_layernorm.weight")
             x = x + (torch.nn.functional.silu(y @ self.w[name + "mlp.gate_proj.weight"].T) * (y @ self.w[name + "mlp.up_proj.weight"].T)) @ self.w[
                 name + "mlp.down_proj.weight"].T

@@ -1,133 +1,165 @@
 """Nats per token that a language model loses with its whole K/V cache put through a codec, and the KL divergence to the uncompressed model.
 
-    python run.py --model DIR --library libtq4_roundtrip.so --plan plan.json --calibrations DIR --out results_windows.json
+    python run.py --model DIR --library libtq4_roundtrip.so --plan plan.json --calibrations DIR --out windows.json
+    python run.py ... --device cpu --windows 256 --take 5::32      # a few windows of the same grid, on a machine without a GPU
+    python run.py ... --tokens english.npz                         # another text;  --stress 8: a model with outlier channels
 
 The codec is the project's own (libtq4_roundtrip.so, see runner/). K is quantized after RoPE in every layer of the forward pass, and every query
 attends to decoded keys and values, its own included, save for an exact window and sinks. The plan is a list of {"codec", "calibration":
-"none" | file stem, "seed", "window", "sinks", "scale"}; one record per entry is written as soon as it is measured, with the value of every
-window, so that summarize.py can pair them. Two batches are in flight, so that the CPU's codec and the GPU's model overlap.
+"none" | file stem, "seed", "window", "sinks", "scale"}; "seeds": [1, 2, ...] instead of "seed" takes them in turn, one a window. One record per
+entry is written as soon as it is measured, with the value of every window, so that summarize.py can pair them; entries that --out already holds
+are not measured again. On a GPU two batches are in flight, so that the CPU's codec and the GPU's model overlap; on a CPU each thread has a window.
 """
 import argparse
 import concurrent.futures
-import ctypes
 import json
 import os
 import pathlib
-import threading
 import time
 
 import numpy as np
 import torch
 
 from model import Model, windows
-
-SCALES = {"least-squares": 0, "norm": 1, "unbiased": 2, "": -1}
-
-
-class Roundtrip:
-    """One codec of the library; call with a layer and fp32 K and V [B, Hk, T, D]."""
-
-    lock = threading.Lock()  # one batch at a time has the processors
-
-    def __init__(self, library, name, calibration, seed, scale, threads):
-        self.library, self.threads = library, threads
-        message = ctypes.create_string_buffer(500)
-        self.handle = library.tq4_roundtrip_open(name.encode(), calibration.encode() if calibration else None, seed, SCALES[scale], message, 500)
-        if not self.handle:
-            raise SystemExit(f"{name}: {message.value.decode()}")
-        self.seconds = 0.0
-
-    def side(self, layer, side, x):
-        b, h, t, d = x.shape
-        host = torch.empty(x.shape, dtype=torch.float32, pin_memory=x.is_cuda)
-        out = torch.empty(x.shape, dtype=torch.float32, pin_memory=x.is_cuda)
-        host.copy_(x)
-        message = ctypes.create_string_buffer(500)
-        with Roundtrip.lock:
-            begin = time.time()
-            bad = self.library.tq4_roundtrip(self.handle, layer, side, b, h, t, d, host.data_ptr(), out.data_ptr(), self.threads, message, 500)
-            self.seconds += time.time() - begin
-        if bad:
-            raise SystemExit(message.value.decode())
-        return out.to(x.device)
-
-    def __call__(self, layer, k, v):
-        return self.side(layer, 0, k), self.side(layer, 1, v)
+from roundtrip import Roundtrip, load_library
 
 
-def load_library(path):
-    library = ctypes.CDLL(os.path.abspath(path))
-    library.tq4_roundtrip_open.restype = ctypes.c_void_p
-    library.tq4_roundtrip_open.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
-    library.tq4_roundtrip_bits.restype = ctypes.c_double
-    library.tq4_roundtrip_bits.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
-    library.tq4_roundtrip_close.argtypes = [ctypes.c_void_p]
-    library.tq4_roundtrip.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p,
-                                      ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
-    return library
+def slice_of(text):
+    return slice(*(int(x) if x else None for x in text.split(":")))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
+def add_machine_arguments(parser):
+    parser.add_argument("--model", required=True, help="folder with config.json, model.int8.safetensors, heldout.npz")
     parser.add_argument("--library", required=True)
     parser.add_argument("--plan", required=True)
     parser.add_argument("--calibrations", default=".")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--ctx", type=int, default=4096)
-    parser.add_argument("--windows", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--files", default="100:400", help="test files A:B of heldout.npz; calibrate on others")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--stress", type=float, default=1, help="scale of the outlier channels (model.py)")
     parser.add_argument("--commit", default="")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no further entry after this long")
+
+
+class Machine:
+    """Where the model runs, and how many batches at a time."""
+
+    def __init__(self, arguments):
+        torch.set_grad_enabled(False)
+        self.device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self.cpu = self.device == "cpu"
+        self.workers = arguments.threads if self.cpu else 2
+        self.codec_threads = 1 if self.cpu else arguments.threads
+        self.model = Model(arguments.model, self.device, arguments.stress)
+        self.library = load_library(arguments.library)
+        self.calibrations = pathlib.Path(arguments.calibrations)
+
+    def map(self, function, items):
+        def one(item):
+            torch.set_grad_enabled(False)  # both are a thread's own settings
+            if self.cpu:
+                torch.set_num_threads(1)
+            return function(item)
+
+        with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(one, items))
+
+    def codecs(self, entry):
+        """One Roundtrip for each seed of the entry."""
+        calibration = entry.get("calibration", "none")
+        path = "" if calibration == "none" else str(self.calibrations / f"{calibration}.tq4cal")
+        seeds = entry.get("seeds") or [entry.get("seed", 42)]
+        return [Roundtrip(self.library, entry["codec"], path, seed, entry.get("scale", ""), self.codec_threads) for seed in seeds]
+
+
+def exact_tokens(entry, codec):
+    """(sinks, window, block) of K and V: the entry's window and sinks, or the codec's own residual window."""
+    own = (entry.get("sinks", 0), entry.get("window", 0), 0)
+    return (own, own) if any(own) else (codec.exact_k, codec.exact_v)
+
+
+def measured(out, settings):
+    """Records of an earlier run with the same settings."""
+    path = pathlib.Path(out)
+    records = json.loads(path.read_text()) if path.exists() else []
+    for record in records:
+        for key, value in settings.items():
+            if record.get(key, value) != value:
+                raise SystemExit(f"{out} holds records with another {key}: choose another --out")
+    return records
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_machine_arguments(parser)
+    parser.add_argument("--ctx", type=int, default=4096)
+    parser.add_argument("--windows", type=int, default=256, help="an even grid of so many windows over the files")
+    parser.add_argument("--take", type=slice_of, default=slice(None), help="A:B:STEP, which windows of the grid to measure (default: all)")
+    parser.add_argument("--batch", type=int, default=None, help="windows at a time (default: 8, CPU 1)")
+    parser.add_argument("--files", default="100:400", help="test files A:B of heldout.npz; calibrate on others")
+    parser.add_argument("--tokens", help="npz with `tokens` [windows, ctx + 1] instead of the files")
     arguments = parser.parse_args()
     start = time.time()
-    torch.set_grad_enabled(False)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Model(arguments.model, device)
-    first, last = (int(x) for x in arguments.files.split(":"))
-    tokens = torch.from_numpy(windows(arguments.model, first, last, arguments.ctx, arguments.windows)).to(device)
-    batches = [tokens[i : i + arguments.batch] for i in range(0, len(tokens), arguments.batch)]
-    base = [model.hidden(b[:, :-1]) for b in batches]
+    machine = Machine(arguments)
+    model = machine.model
+    if arguments.tokens:
+        grid = np.load(arguments.tokens)["tokens"].astype(np.int64)[:, : arguments.ctx + 1]
+        text = pathlib.Path(arguments.tokens).stem
+    else:
+        first, last = (int(x) for x in arguments.files.split(":"))
+        grid = windows(arguments.model, first, last, arguments.ctx, arguments.windows)
+        text = f"heldout {arguments.files}, {arguments.windows} windows"
+    index = list(range(len(grid)))[arguments.take]
+    tokens = torch.from_numpy(grid[index]).to(machine.device)
+    size = arguments.batch or (1 if machine.cpu else 8)
+    batches = [(range(i, min(i + size, len(tokens))), tokens[i : i + size]) for i in range(0, len(tokens), size)]
+    keep = len(tokens) <= 16  # reference distributions: 134 MB a window
 
-    def measure(batch, reference, codec, window, sinks):
-        hidden = model.hidden(batch[:, :-1], codec, window, sinks)
-        rows = []
-        for i in range(len(batch)):
-            p, q = model.log_probabilities(reference[i]), model.log_probabilities(hidden[i])
-            target = batch[i, 1:, None]
-            rows.append([(p.gather(1, target) - q.gather(1, target)).double().mean().item(), (p.exp() * (p - q)).sum(1).double().mean().item(),
-                         -p.gather(1, target).double().mean().item()])
-        return rows
+    def reference_of(batch):
+        hidden = model.hidden(batch[1][:, :-1])
+        return [model.log_probabilities(h) for h in hidden] if keep else hidden
 
-    library = load_library(arguments.library)
-    records = []
-    print(f"{device}, {len(tokens)} windows of {arguments.ctx}; base {time.time() - start:.0f} s", flush=True)
+    base = machine.map(reference_of, batches)
+
+    def measure(item):
+        (numbers, batch), reference, codecs, entry = item
+        rows = {}
+        for seed, codec in enumerate(codecs):
+            mine = [i for i, n in enumerate(numbers) if n % len(codecs) == seed]
+            if not mine:
+                continue
+            hidden = model.hidden(batch[mine][:, :-1], codec, *exact_tokens(entry, codec))
+            for i, h in zip(mine, hidden):
+                p, q = reference[i] if keep else model.log_probabilities(reference[i]), model.log_probabilities(h)
+                target = batch[i, 1:, None]
+                rows[i] = [(p.gather(1, target) - q.gather(1, target)).double().mean().item(), (p.exp() * (p - q)).sum(1).double().mean().item(),
+                           -p.gather(1, target).double().mean().item()]
+        return [rows[i] for i in range(len(numbers))]
+
+    settings = {"ctx": arguments.ctx, "text": text, "stress": arguments.stress, "index": index}
+    records = measured(arguments.out, settings)
+    print(f"{machine.device}, {len(tokens)} windows of {arguments.ctx} ({text}); base {time.time() - start:.0f} s", flush=True)
     for entry in json.loads(pathlib.Path(arguments.plan).read_text()):
+        if any(entry == {key: r[key] for key in entry if key in r} for r in records):
+            continue
         if time.time() - start > arguments.seconds:
             print("out of time: left out", entry, flush=True)
             continue
         begin = time.time()
-        calibration = entry.get("calibration", "none")
-        path = "" if calibration == "none" else str(pathlib.Path(arguments.calibrations) / f"{calibration}.tq4cal")
-        codec = Roundtrip(library, entry["codec"], path, entry.get("seed", 42), entry.get("scale", ""), arguments.threads)
-        window, sinks = entry.get("window", 0), entry.get("sinks", 0)
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            def one(pair):
-                torch.set_grad_enabled(False)  # it is a thread's own setting
-                return measure(*pair, codec, window, sinks)
-            values = np.array([row for rows in pool.map(one, zip(batches, base)) for row in rows])
+        codecs = machine.codecs(entry)
+        values = np.array([row for rows in machine.map(measure, [(b, r, codecs, entry) for b, r in zip(batches, base)]) for row in rows])
         nats, kl = values[:, 0], values[:, 1]
-        record = dict(entry, bits=library.tq4_roundtrip_bits(codec.handle, arguments.ctx, model.dim) if not path else None, nats_lost=nats.mean(),
+        record = dict(entry, bits=codecs[0].bits(arguments.ctx, model.dim) if entry.get("calibration", "none") == "none" else None, nats_lost=nats.mean(),
                       standard_error=nats.std(ddof=1) / len(nats) ** 0.5, kl=kl.mean(), kl_standard_error=kl.std(ddof=1) / len(kl) ** 0.5, windows=len(nats),
-                      ctx=arguments.ctx, base_nats=values[:, 2].mean(), commit=arguments.commit, seconds=time.time() - begin,
+                      base_nats=values[:, 2].mean(), device=machine.device, commit=arguments.commit, seconds=time.time() - begin, **settings,
                       per_window={"nats": [round(x, 6) for x in nats], "kl": [round(x, 6) for x in kl]})
-        library.tq4_roundtrip_close(codec.handle)
+        seconds = sum(codec.seconds for codec in codecs)
+        for codec in codecs:
+            codec.close()
         records.append(record)
-        pathlib.Path(arguments.out).write_text(json.dumps(records))
+        pathlib.Path(arguments.out).write_text("[\n" + ",\n".join(json.dumps(r) for r in records) + "\n]\n")
         print(f"{entry} nats {record['nats_lost']:.5f} +- {record['standard_error']:.5f} kl {record['kl']:.5f} {record['seconds']:.1f} s "
-              f"(codec {codec.seconds:.1f})", flush=True)
+              f"(codec {seconds:.1f})", flush=True)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,12 @@ __attribute__((visibility("default"))) double tq4_roundtrip_bits(void* handle, s
   return bits / (2.0 * static_cast<double>(tokens) * dim);
 }
 
+/// What a query sees exactly of one side: {sinks, window, block} of tq4::ExactTokens.
+__attribute__((visibility("default"))) void tq4_roundtrip_exact(void* handle, int side, int* out) {
+  const tq4::ExactTokens exact = static_cast<Handle*>(handle)->compressor->exact(side == 0 ? tq4::Side::K : tq4::Side::V);
+  out[0] = exact.sinks, out[1] = exact.window, out[2] = exact.block;
+}
+
 /// x and out: [sequences, heads, tokens, dim] fp32 of one layer; side 0 = K, 1 = V. Every sequence begins at position 0.
 __attribute__((visibility("default"))) int tq4_roundtrip(void* handle, int layer, int side, int sequences, int heads, std::int64_t tokens,
                                                          int dim, const float* x, float* out, int threads, char* message, int size) {
