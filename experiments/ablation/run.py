@@ -2,7 +2,7 @@
 
     python run.py --tq4 build/bin/tq4                                           # data/lm_a.h5 against lm_b.h5, both ways -> results.json
     python run.py --tq4 build/bin/tq4 --check results.json                      # the same, and fails where a number differs from the file
-    python run.py --tq4 build/bin/tq4 --learn A.h5 B.h5 --test C.h5 --ladder -o results_4096.json
+    python run.py --tq4 build/bin/tq4 --learn A.h5 B.h5 --test C.h5 --ends -o results_4096.json        # other dumps; plain, static and rope alone
     python run.py --show results.json                                           # the tables of README.md
 
 A step is a codec name with the options of `tq4 calibrate` that make its tables (None: none). Steps that rotate are run with every seed of
@@ -29,7 +29,7 @@ def step(name, group, codec, calibrate=None, seeded=True, window=False):
     return {"name": name, "group": group, "codec": codec, "calibrate": calibrate, "seeded": seeded, "window": window}
 
 
-def steps(width, ladder_only):
+def steps(width, ends_only):
     """codec: suffixes of the width's name; "-norm" is the stored norm of the paper."""
     flat = ["--attention-weight", "0"]
     only_k = ["--method", "none", "--k-method", "centre"]
@@ -49,8 +49,8 @@ def steps(width, ladder_only):
         step("static", "window", width + "-2d", ["--method", "feedback"], False, True),
         step("rope", "window", width + "-2d", ["--method", "feedback", "--rope"], False, True),
     ]
-    if ladder_only:
-        return ladder
+    if ends_only:
+        return [s for s in ladder if s["name"] == PLAIN or "--method" in (s["calibrate"] or ()) and s["name"].endswith(("static", "(static)", "rope", "(rope)"))]
     return ladder + [
         step("2-D codebook, paper's norm", "alone", width + "-2d-norm"),
         step("centre K, paper's norm", "alone", width + "-norm", only_k),
@@ -86,10 +86,10 @@ class Program:
         return json.loads(text)["codecs"]
 
 
-def measure(program, learn, tests, width, seeds, ladder_only, folder):
+def measure(program, learn, tests, width, seeds, ends_only, folder):
     """{(group, name): list of codec reports}, one a seed and test."""
     out = {}
-    todo = steps(width, ladder_only)
+    todo = steps(width, ends_only)
     tables = {}
     for seed in seeds:
         for window in (False, True):
@@ -208,7 +208,7 @@ def main():
     parser.add_argument("--widths", default=",".join(WIDTHS))
     parser.add_argument("--seeds", default="42,43,44,45,46")
     parser.add_argument("--queries", default="all")
-    parser.add_argument("--ladder", action="store_true", help="only the ladder and the window")
+    parser.add_argument("--ends", action="store_true", help="only plain, static and rope, with and without window")
     parser.add_argument("-o", "--output", type=pathlib.Path)
     parser.add_argument("--check", type=pathlib.Path)
     parser.add_argument("--show", type=pathlib.Path)
@@ -223,7 +223,7 @@ def main():
     results = []
     for width in a.widths.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            parts = [measure(program, learn, test, width, [int(s) for s in a.seeds.split(",")], a.ladder, folder) for learn, test in pairs]
+            parts = [measure(program, learn, test, width, [int(s) for s in a.seeds.split(",")], a.ends, folder) for learn, test in pairs]
         results += rows(width, merged(parts), what)
         print(width, "done", file=sys.stderr)
     if a.check:
