@@ -25,21 +25,23 @@ using cpu::TransformKind;
 using cpu::TransformTables;
 
 /// Rows of a block. A dense product wants many rows for the panel of the matrix it keeps in the first-level cache, in multiples of its tile
-/// (12 or 6 rows); everything else is quickest when a block stays in that cache itself (16 KiB of fp32), in multiples of a batch of 16.
-std::int64_t block_rows(TransformKind kind, int dim) {
+/// (12 or 6 rows); encoding with butterflies works a few rows at a time, and a long block only spreads the cost of beginning one;
+/// everything else is quickest when a block stays in that cache itself (16 KiB of fp32), in multiples of a batch of 16.
+std::int64_t block_rows(TransformKind kind, int dim, bool encode) {
   if (kind == TransformKind::Dense) return std::max<std::int64_t>(1, 12288 / dim / 48) * 48;
+  if (kind == TransformKind::Hadamard && encode) return std::max<std::int64_t>(1, 65536 / dim / 16) * 16;
   return std::max<std::int64_t>(1, 4096 / dim / 16) * 16;
 }
 
 const Kernels& kernels_for(const Exec& exec) { return exec.scalar ? cpu::scalar_kernels() : cpu::simd_kernels(); }
 
-/// Blocks a thread takes at a time, so that threads seldom write to the same cache line.
-constexpr std::int64_t kBlocksAtOnce = 8;
+/// Rows a thread takes at a time, or a few more, so that threads seldom write to the same cache line.
+constexpr std::int64_t kRowsAtOnce = 768;
 
 /// Calls body(first, count) for every block of rows, on the threads asked for; make_body() makes one body a thread.
 template <class MakeBody>
 void for_blocks(const Exec& exec, std::int64_t n, std::int64_t rows, const MakeBody& make_body) {
-  const std::int64_t span = rows * kBlocksAtOnce;
+  const std::int64_t span = rows * ((kRowsAtOnce + rows - 1) / rows);
   cpu::parallel_for(exec.threads, (n + span - 1) / span, [&] {
     return [&, body = make_body()](std::int64_t i) mutable {
       const std::int64_t end = std::min(n, (i + 1) * span);
@@ -48,15 +50,24 @@ void for_blocks(const Exec& exec, std::int64_t n, std::int64_t rows, const MakeB
   });
 }
 
-/// Uninitialised fp32 scratch of one thread.
+/// Uninitialised fp32 scratch of one thread, aligned to cache lines: vectors that straddle two cost the butterflies a tenth of their time.
 class Scratch {
  public:
-  explicit Scratch(std::int64_t count) : values_(count > 0 ? new float[static_cast<std::size_t>(count)] : nullptr) {}
-  float* data() const { return values_.get(); }
+  explicit Scratch(std::int64_t count) : values_(count > 0 ? new Line[static_cast<std::size_t>((count + 15) / 16)] : nullptr) {}
+  float* data() const { return values_ ? values_[0].value : nullptr; }
 
  private:
-  std::unique_ptr<float[]> values_;
+  struct alignas(64) Line {
+    float value[16];
+  };
+  std::unique_ptr<Line[]> values_;
 };
+
+bool all_finite(const float* v, std::int64_t count) {
+  unsigned bad = 0;  // no early end: the compiler makes vectors of this
+  for (std::int64_t i = 0; i < count; ++i) bad |= std::isfinite(v[i]) ? 0u : 1u;
+  return bad == 0;
+}
 
 std::vector<float> transposed(const float* m, int dim) {
   const auto d = static_cast<std::size_t>(dim);
@@ -159,7 +170,7 @@ void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut&
   const std::size_t element = dtype_size(dtype);
   FirstFault nonfinite, overflow;
 
-  const std::int64_t block = block_rows(forward.kind, dim);
+  const std::int64_t block = block_rows(forward.kind, dim, true);
   // fp32 rows that nothing changes before the transform are read where they lie.
   const bool in_place = dtype == DType::F32 && centre.none() && reinterpret_cast<std::uintptr_t>(x) % alignof(float) == 0;
   // A codebook's scale comes from the row's norm, which is not finite where a value is not: such codecs search the input for NaN and
@@ -194,37 +205,39 @@ void Codec::encode(const void* x, DType dtype, std::int64_t n, const EncodedOut&
         for (int j = 0; j < dim; ++j) row[j] -= c[j];
       }
     }
-    const float* y = a;
-    if (forward.kind != TransformKind::None) {
-      kernels.transform(forward, a, rows, transformed);
-      y = transformed;
-    }
     const EncodedOut planes = cpu::planes_at(out, codes, first);
     if (feedback.matrix != nullptr) {
-      kernels.encode_feedback(codes, feedback, y, rows, planes);
+      kernels.transform(forward, a, rows, transformed);
+      kernels.encode_feedback(codes, feedback, transformed, rows, planes);
+    } else if (forward.kind != TransformKind::None) {
+      kernels.transform_encode(forward, codes, a, rows, transformed, planes);
     } else {
-      kernels.encode(codes, y, rows, planes);
+      kernels.encode(codes, a, rows, planes);
     }
     if (as_peer) {
       for (std::int64_t r = 0; r < rows; ++r) {
         planes.scale[r] = cpu::round_scale(peer_norm(a + r * dim, dim), codes.scale_dtype);
       }
     }
-    if (!has_scale()) return true;
-    for (std::int64_t r = 0; r < rows; ++r) {
+    if (!has_scale() || (all_finite(planes.scale, rows) && (!has_signs() || all_finite(planes.residual_norm, rows)))) return true;
+    for (std::int64_t r = 0; r < rows && check; ++r) {
       if (!std::isfinite(planes.scale[r]) || (has_signs() && !std::isfinite(planes.residual_norm[r]))) {
-        if (check) overflow.report(first + r);
-        return false;
+        overflow.report(first + r);
+        break;
       }
     }
-    return true;
+    return false;
   };
   for_blocks(exec, n, block, [&] {
     // Sized for what is needed: the copy also when NonFinite::Zero may have to change values.
-    return [&, copy = Scratch(block * dim), transformed = Scratch(block * dim)](std::int64_t first, std::int64_t rows) {
-      const bool finite = encode_block(copy.data(), transformed.data(), first, rows, !scale_tells);
-      if (!finite && scale_tells) encode_block(copy.data(), transformed.data(), first, rows, true);
-    };
+    const bool copies = !in_place || exec.nonfinite == NonFinite::Zero;
+    const bool transforms = forward.kind != TransformKind::None;
+    return
+        [&, copy = Scratch(copies ? block * dim : 0),
+         transformed = Scratch(transforms ? cpu::scratch_rows(forward.kind, dim, block) * dim : 0)](std::int64_t first, std::int64_t rows) {
+          const bool finite = encode_block(copy.data(), transformed.data(), first, rows, !scale_tells);
+          if (!finite && scale_tells) encode_block(copy.data(), transformed.data(), first, rows, true);
+        };
   });
 
   if (nonfinite.any()) {
@@ -248,7 +261,7 @@ void Codec::decode(const EncodedIn& in, std::int64_t n, float* x, const HeadTran
   const TransformTables inverse = inverse_tables(impl_->transform, transform, transposed_storage);
   const cpu::Centre centre(transform, dim);
 
-  const std::int64_t block = block_rows(inverse.kind, dim);
+  const std::int64_t block = block_rows(inverse.kind, dim, false);
   for_blocks(exec, n, block, [&] {
     return [&, y = Scratch(inverse.kind == TransformKind::None ? 0 : block * dim)](std::int64_t first, std::int64_t rows) {
       float* to = x + first * dim;
@@ -272,7 +285,7 @@ void Codec::decode(const EncodedIn& in, std::int64_t n, float* x, const HeadTran
 void Codec::decode_rotated(const EncodedIn& in, std::int64_t n, float* y, const Exec& exec) const {
   check_planes(*this, in, n, y);
   const Kernels& kernels = kernels_for(exec);
-  for_blocks(exec, n, block_rows(TransformKind::Dense, impl_->dim), [&] {
+  for_blocks(exec, n, block_rows(TransformKind::Dense, impl_->dim, false), [&] {
     return [&](std::int64_t first, std::int64_t rows) {
       kernels.decode(impl_->codes, cpu::planes_at(in, impl_->codes, first), rows, y + first * impl_->dim);
     };

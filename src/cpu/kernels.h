@@ -76,11 +76,21 @@ struct Kernels {
   /// Transformed rows to packed codes, scales and (Uniform, Prod) zeros, signs, residual norms. The planes begin at row 0 of y.
   /// A sum that overflows fp32 leaves an infinite or NaN scale, which the caller refuses.
   void (*encode)(const CodeTables& tables, const float* y, std::int64_t n, const EncodedOut& out);
-  /// The same with feedback.
+  /// Rows to codes: transform and encode in one call, which may keep rows in registers between the two.
+  /// `scratch` [scratch_rows, D] is for transformed rows.
+  void (*transform_encode)(const TransformTables& transform, const CodeTables& tables, const float* x, std::int64_t n, float* scratch,
+                           const EncodedOut& out);
+  /// encode with feedback.
   void (*encode_feedback)(const CodeTables& tables, const FeedbackTables& feedback, const float* y, std::int64_t n, const EncodedOut& out);
   /// And back to transformed rows.
   void (*decode)(const CodeTables& tables, const EncodedIn& in, std::int64_t n, float* y);
 };
+
+/// Rows of scratch that transform_encode of n rows may use. A dense product wants all rows at once; butterflies read and write memory once
+/// a row, and go in pieces that stay in the first-level cache.
+inline std::int64_t scratch_rows(TransformKind kind, int dim, std::int64_t n) {
+  return kind == TransformKind::Dense ? n : 16 * (4096 / dim < 16 ? 1 : 4096 / dim / 16);
+}
 
 /// The reference (scalar_kernels.cpp): plain loops, std::fma, the order of every sum fixed.
 const Kernels& scalar_kernels();

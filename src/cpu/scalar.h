@@ -55,6 +55,8 @@ std::int64_t scalar_find_nonfinite(const float* x, std::size_t count);
 void scalar_transform(const TransformTables& tables, const float* x, std::int64_t n, float* y);
 void scalar_inverse_transform(const TransformTables& tables, const float* y, std::int64_t n, float* x);
 void scalar_encode(const CodeTables& tables, const float* y, std::int64_t n, const EncodedOut& out);
+void scalar_transform_encode(const TransformTables& transform, const CodeTables& tables, const float* x, std::int64_t n, float* scratch,
+                             const EncodedOut& out);
 void scalar_encode_feedback(const CodeTables& tables, const FeedbackTables& feedback, const float* y, std::int64_t n,
                             const EncodedOut& out);
 void scalar_decode(const CodeTables& tables, const EncodedIn& in, std::int64_t n, float* y);

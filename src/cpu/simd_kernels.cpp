@@ -16,11 +16,13 @@
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
 #include "cpu/simd_encode-inl.h"
 #include "cpu/simd_feedback-inl.h"
+#include "cpu/simd_hadamard-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tq4::cpu::HWY_NAMESPACE {
 extern const Kernels kTable;
-const Kernels kTable = {hwy::TargetName(HWY_TARGET), LoadRows, FindNonfinite, Transform, InverseTransform, Encode, EncodeFeedback, Decode};
+const Kernels kTable = {
+    hwy::TargetName(HWY_TARGET), LoadRows, FindNonfinite, Transform, InverseTransform, Encode, TransformEncode, EncodeFeedback, Decode};
 }  // namespace tq4::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 #endif

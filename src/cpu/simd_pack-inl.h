@@ -85,6 +85,14 @@ class RowPacker {
 };
 
 #if HWY_TARGET <= HWY_AVX3_DL
+/// Byte r of every qword: nibble r of its low lane and, above it, nibble r of its high lane.
+HWY_INLINE __m512i NibblePairs(__m512i nibbles) {
+  // Bit offsets in a qword: byte r of `even` starts at nibble r of the low lane, byte r of `odd` ends with nibble r of the high lane.
+  const __m512i even = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x1c1814100c080400), nibbles);
+  const __m512i odd = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x3834302c2824201c), nibbles);
+  return _mm512_ternarylogic_epi64(_mm512_set1_epi8(0x0f), even, odd, 0xca);  // even where the mask is 1
+}
+
 /// 128 codes of 4 bits. Every Put shifts a nibble into the top of its lane, so that at the end nibble r of lane l is coordinate 16 r + l.
 /// Byte 8 r + m of the row wants nibble r of lanes 2m and 2m + 1: both in qword m, picked by two multishifts and one byte permutation.
 template <>
@@ -93,11 +101,7 @@ class RowPacker<4, 8> {
   HWY_INLINE RowPacker() : nibbles_(_mm512_setzero_si512()) {}
   HWY_INLINE void Put(int, I32x16 codes) { nibbles_ = _mm512_shrdi_epi32(nibbles_, codes.raw, 4); }
   HWY_INLINE void Finish(int, std::uint8_t* dst) const {
-    // Bit offsets in a qword: byte r of `even` starts at nibble r of the low lane, byte r of `odd` ends with nibble r of the high lane.
-    const __m512i even = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x1c1814100c080400), nibbles_);
-    const __m512i odd = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x3834302c2824201c), nibbles_);
-    const __m512i bytes = _mm512_ternarylogic_epi64(_mm512_set1_epi8(0x0f), even, odd, 0xca);  // even where the mask is 1
-    _mm512_storeu_si512(dst, _mm512_permutexvar_epi8(Transpose8x8(), bytes));
+    _mm512_storeu_si512(dst, _mm512_permutexvar_epi8(Transpose8x8(), NibblePairs(nibbles_)));
   }
 
  private:

@@ -2,6 +2,7 @@
 // codec, head dim and bit width, for rows that are ordinary, tiny, huge, zero, or not finite after a transform.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -308,6 +309,82 @@ TEST_P(Simd, TransformsBothWays) {
         ASSERT_TRUE(same(a, b, "inverse")) << "dim " << dim << " kind " << static_cast<int>(kind) << " rows " << n;
       }
     }
+  }
+}
+
+/// The butterflies of a kind and dim; `rotation` owns what they point to.
+TransformTables hadamard_tables(const Rotation& rotation) {
+  TransformTables f;
+  f.kind = TransformKind::Hadamard;
+  f.dim = rotation.dim;
+  f.signs = rotation.kind == RotationKind::HadamardSigned ? rotation.signs.data() : nullptr;
+  f.blocks = rotation.blocks.data();
+  f.block_count = static_cast<int>(rotation.blocks.size());
+  return f;
+}
+
+TEST_P(Simd, TransformAndEncodeInOneCall) {
+  std::uint32_t seed = 0;
+  for (const int dim : {32, 64, 96, 128, 256}) {
+    for (const RotationKind kind : {RotationKind::Hadamard, RotationKind::HadamardSigned}) {
+      const Rotation rotation = make_rotation(kind, dim, 7);
+      const TransformTables f = hadamard_tables(rotation);
+      for (int bits = 1; bits <= 5; ++bits) {
+        for (const ScaleRule rule : {ScaleRule::LeastSquares, ScaleRule::Norm, ScaleRule::Unbiased}) {
+          for (const std::int64_t n : {1, 7, 8, 9, 12, 19, 41, 86}) {
+            ++seed;
+            const auto tables = make_tables(CodeKind::Mse, bits, dim, false, seed % 5 == 0, seed);
+            CodeTables& t = tables->t;
+            t.scale_rule = rule;
+            t.scale_dtype = seed % 3 == 0 ? ScaleDType::F32 : ScaleDType::F16;
+            std::vector<float> x = seed % 2 == 0 ? mixed_rows(n, dim, seed) : gaussian(static_cast<std::size_t>(n * dim), seed);
+            if (seed % 7 == 0) x[x.size() / 2] = 1e5f;  // a row whose coordinates all have nearly the same magnitude
+            Planes want(t, n), got(t, n);
+            std::vector<float> scratch(x.size());
+            scalar().transform_encode(f, t, x.data(), n, scratch.data(), want.out(t));
+            simd().transform_encode(f, t, x.data(), n, scratch.data(), got.out(t));
+            ASSERT_TRUE(same(want.codes, got.codes, "codes")) << "dim " << dim << " bits " << bits << " rows " << n << " seed " << seed;
+            ASSERT_TRUE(same(want.scale, got.scale, "scale")) << "dim " << dim << " bits " << bits << " rows " << n << " seed " << seed;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Simd, TransformAndEncodeWithValuesOnBoundaries) {
+  // Boundaries taken from the transformed rows themselves, or one step of fp32 beside them, and from a row with a single large value.
+  for (const int dim : {64, 128}) {
+    const Rotation rotation = make_rotation(RotationKind::Hadamard, dim, 7);
+    const TransformTables f = hadamard_tables(rotation);
+    const std::int64_t n = 12;
+    std::vector<float> x = gaussian(static_cast<std::size_t>(n * dim), static_cast<std::uint32_t>(dim)), y(x.size());
+    for (int j = 0; j < dim; ++j) x[static_cast<std::size_t>(3 * dim + j)] = rotation.matrix[static_cast<std::size_t>(17 * dim + j)];
+    scalar().transform(f, x.data(), n, y.data());
+    int on_boundary = 0;
+    for (std::int64_t r = 0; r < n; ++r) {
+      const float* row = y.data() + r * dim;
+      const float inverse = 1.0f / std::sqrt(dot16(row, row, dim));
+      std::vector<float> z(row, row + dim);
+      for (float& v : z) v *= inverse;
+      std::sort(z.begin(), z.end());
+      for (int step = -1; step <= 1; ++step) {
+        const auto tables = make_tables(CodeKind::Mse, 4, dim, false, false, 5);
+        for (std::size_t i = 0; i < 15; ++i) {
+          const float v = z[(2 * i + 1) * z.size() / 30];
+          tables->boundaries[i] = step == 0 ? v : std::nextafter(v, step > 0 ? kInf : -kInf);
+          on_boundary += step == 0 && std::fabs(v) < 1.0f ? 1 : 0;
+        }
+        CodeTables& t = tables->t;
+        Planes want(t, n), got(t, n);
+        std::vector<float> scratch(x.size());
+        scalar().transform_encode(f, t, x.data(), n, scratch.data(), want.out(t));
+        simd().transform_encode(f, t, x.data(), n, scratch.data(), got.out(t));
+        ASSERT_TRUE(same(want.codes, got.codes, "codes")) << "dim " << dim << " row " << r << " step " << step;
+        ASSERT_TRUE(same(want.scale, got.scale, "scale")) << "dim " << dim << " row " << r << " step " << step;
+      }
+    }
+    EXPECT_GT(on_boundary, 150);
   }
 }
 
