@@ -171,7 +171,7 @@ class Engine {
       group = warp.groups.end() - 1;
       group->what = what;
       group->mask = mask;
-    } else if (group->mask != mask || std::strcmp(group->what, what) != 0) {
+    } else if (group->mask != mask || (group->what != what && std::strcmp(group->what, what) != 0)) {
       fail("is at " + std::string(what) + " while other lanes of the warp wait at " + group->what);
     }
     group->operands[me.lane] = operand;

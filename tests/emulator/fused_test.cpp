@@ -1,0 +1,115 @@
+// The fused decode kernel on the emulator: shapes small enough for a host, many schedules. Each case runs with several seeds (order of blocks, warps
+// and lanes), ways that copies arrive, and numbers of thread blocks, against the float64 reference with the limits of the GPU tests.
+#include "emulator/emulator.h"
+#include "gpu/decode_harness.h"
+
+namespace tq4::gpu {
+namespace {
+
+using emulator::Copies;
+
+struct Schedule {
+  std::uint64_t seed;
+  Copies copies;
+  int blocks;
+};
+constexpr Schedule kSchedules[] = {{0, Copies::Eager, 1}, {1, Copies::Lazy, 3}, {2, Copies::Random, 8}};
+
+class Fused : public testing::Test {
+ protected:
+  ~Fused() override { emulator::options() = before_; }
+  static void expect_right(const DecodeCase& c) {
+    for (const Schedule& s : kSchedules) {
+      SCOPED_TRACE(c.spec + " d" + std::to_string(c.dim) + " seed " + std::to_string(s.seed) + " blocks " + std::to_string(s.blocks));
+      emulator::options() = {s.seed, s.copies, s.blocks};
+      DecodeProblem problem(c, 3);
+      ASSERT_EQ(problem.path(), "fused-sm90");
+      for (int run = 0; run < 2; ++run) {  // the second finds the counters as the first left them
+        problem.run();
+        const DecodeErrors e = problem.errors();
+        const double limit = c.dtype == DType::F16 ? 2e-3 : 1e-2;
+        EXPECT_TRUE(e.finite);
+        EXPECT_LT(e.out, limit);
+        EXPECT_LT(e.worst_row, 4 * limit);
+        EXPECT_LT(e.lse, 5e-3);
+      }
+    }
+  }
+  static DecodeCase small(const char* spec, int dim) {
+    DecodeCase c;
+    c.spec = spec;
+    c.dim = dim;
+    c.q_heads = 4;
+    c.kv_heads = 2;
+    c.lengths = {0, 1, 16, 37, 150};
+    return c;
+  }
+
+ private:
+  emulator::Options before_ = emulator::options();
+};
+
+TEST_F(Fused, Codecs) {
+  for (const auto& [spec, dim] : {std::pair{"tq4", 64},
+                                  {"tq4", 128},
+                                  {"tq3", 64},
+                                  {"tq3", 128},
+                                  {"tq2", 128},
+                                  {"k4v3", 128},
+                                  {"k8v4", 64},
+                                  {"k8v4", 128},
+                                  {"tq4-2d", 128},
+                                  {"tq4", 256}})
+    expect_right(small(spec, dim));
+}
+
+TEST_F(Fused, QueryRows) {
+  for (const auto& [q_heads, q_len] : {std::pair{2, 1}, {8, 1}, {4, 2}, {14, 1}, {4, 4}, {16, 2}, {6, 4}}) {
+    DecodeCase c = small("tq4", 128);
+    c.q_heads = q_heads;
+    c.q_len = q_len;
+    c.lengths = {2, 0, 67};
+    expect_right(c);
+  }
+}
+
+TEST_F(Fused, ExactPart) {
+  for (const auto& [sinks, window] : {std::pair{4, 32}, {0, 20}, {20, 0}}) {
+    for (const char* spec : {"tq4", "tq3"}) {
+      DecodeCase c = small(spec, 128);
+      c.exact_sinks = sinks;
+      c.exact_window = window;
+      c.exact_rotated = true;
+      c.calibration = {spec[2] == '4', true, false};
+      c.q_len = 2;
+      expect_right(c);
+    }
+  }
+}
+
+TEST_F(Fused, Options) {
+  DecodeCase c = small("tq4", 128);
+  c.window = 40;
+  c.dtype = DType::BF16;
+  c.calibration = {true, true, false};
+  expect_right(c);
+  c.block_size = 64;
+  c.padded = true;
+  c.q_len = 3;
+  expect_right(c);
+  DecodeCase rotated = small("k8v4", 128);
+  rotated.q_rotated = rotated.out_rotated = true;
+  expect_right(rotated);
+  DecodeCase many = small("tq4", 64);  // more pairs than a round of a block holds
+  many.kv_heads = 4, many.q_heads = 8;
+  many.lengths.assign(20, 20);
+  expect_right(many);
+  DecodeCase lengthy = small("tq4", 128);  // more than 32 pages a warp, parts of one pair in all blocks
+  lengthy.lengths = {9000};
+  lengthy.kv_heads = 1, lengthy.q_heads = 2;
+  emulator::options() = {5, Copies::Random, 1};
+  expect_right(lengthy);
+}
+
+}  // namespace
+}  // namespace tq4::gpu
