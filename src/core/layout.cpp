@@ -29,8 +29,10 @@ void check_native(const CodecSpec& spec, int head_dim) {
   }
   if (core::has_zero(spec.k)) unsupported(LayoutKind::Native, "pages have no place for the zeros of uniform keys");
   if (code_bytes(spec.v, head_dim) % 8 != 0) {
+    // A lane of the decode kernel owns D/8 coordinates of a V row, in bytes of its own: 10 coordinates of 3 bits have none.
     unsupported(LayoutKind::Native, "a row of value codes must be a multiple of 8 bytes, not " +
-                                        std::to_string(code_bytes(spec.v, head_dim)) + " (head_dim " + std::to_string(head_dim) + ")");
+                                        std::to_string(code_bytes(spec.v, head_dim)) + " (head_dim " + std::to_string(head_dim) +
+                                        "): an eighth of the head takes whole bytes; 4-bit values do at multiples of 16");
   }
 }
 

@@ -1,10 +1,13 @@
 // Calibration's linear algebra on Eigen. Everything is computed in double, so that results agree between machines to far more digits than the
-// fp32 tables made from them keep.
+// fp32 tables made from them keep. Every decomposition and product of Eigen is minutes of a compiler's life somewhere: one eigensolver and
+// one LU serve all, and what is a plain loop is written as one.
 #include "core/linalg.h"
 
-#include <Eigen/Dense>
+#include <Eigen/Eigenvalues>
+#include <Eigen/LU>
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "tq4/error.h"
 
@@ -44,8 +47,8 @@ Matrix identity(int n, double value) { return pack(RowMajor::Identity(n, n) * va
 double trace(const Matrix& m, int n) { return View(m.data(), n, n).trace(); }
 
 Matrix inverse(const Matrix& m, int n) {
-  const Eigen::FullPivLU<RowMajor> lu(View(m.data(), n, n));
-  if (!lu.isInvertible()) throw Error(ErrorCode::BadInput, "the matrix is singular");
+  const Eigen::PartialPivLU<RowMajor> lu(View(m.data(), n, n));
+  if (!(lu.rcond() > std::numeric_limits<double>::epsilon())) throw Error(ErrorCode::BadInput, "the matrix is singular");
   return pack(lu.inverse());
 }
 
@@ -53,10 +56,11 @@ Matrix spd_power(const Matrix& m, int n, double power) {
   const SymmetricEigen eigen = eigen_symmetric(m, n);
   const double floor = std::max(eigen.values.front(), 0.0) * 1e-14;
   if (!(floor > 0)) throw Error(ErrorCode::BadInput, "the matrix is not positive definite");
-  Eigen::VectorXd values(n);
-  for (int k = 0; k < n; ++k) values[k] = std::pow(std::max(eigen.values[static_cast<std::size_t>(k)], floor), power);
-  const View vectors(eigen.vectors.data(), n, n);
-  return pack(vectors * values.asDiagonal() * vectors.transpose());
+  Matrix scaled = eigen.vectors;  // V diag(values^power)
+  for (std::size_t i = 0; i < scaled.size(); ++i) {
+    scaled[i] *= std::pow(std::max(eigen.values[i % static_cast<std::size_t>(n)], floor), power);
+  }
+  return multiply(scaled, transpose(eigen.vectors, n), n);
 }
 
 Matrix geometric_mean(const Matrix& a, const Matrix& b, int n) {
@@ -65,13 +69,20 @@ Matrix geometric_mean(const Matrix& a, const Matrix& b, int n) {
 }
 
 std::vector<float> least_squares(const float* m, const float* y, int n) {
-  const Eigen::Map<const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>> matrix(m, n, n);
-  Eigen::BDCSVD<Eigen::MatrixXd> svd(matrix.cast<double>(), Eigen::ComputeThinU | Eigen::ComputeThinV);
-  svd.setThreshold(1e-5);
-  const Eigen::VectorXd x = svd.solve(Eigen::Map<const Eigen::VectorXf>(y, n).cast<double>());
-  std::vector<float> out(static_cast<std::size_t>(n));
-  for (int i = 0; i < n; ++i) out[static_cast<std::size_t>(i)] = static_cast<float>(x[i]);
-  return out;
+  // x = sum over k of v_k (v_k . m^T y) / lambda_k, m^T m = V diag(lambda) V^T: singular values are the roots of lambda.
+  const auto d = static_cast<std::size_t>(n);
+  const Matrix a(m, m + d * d);
+  const SymmetricEigen eigen = eigen_symmetric(multiply(transpose(a, n), a, n), n);
+  std::vector<double> right(d), x(d);
+  for (std::size_t i = 0; i < d; ++i) {
+    for (std::size_t j = 0; j < d; ++j) right[j] += a[i * d + j] * static_cast<double>(y[i]);
+  }
+  for (std::size_t k = 0; k < d && eigen.values[k] > 1e-10 * eigen.values[0]; ++k) {
+    double along = 0;
+    for (std::size_t j = 0; j < d; ++j) along += eigen.vectors[j * d + k] * right[j];
+    for (std::size_t j = 0; j < d; ++j) x[j] += eigen.vectors[j * d + k] * along / eigen.values[k];
+  }
+  return {x.begin(), x.end()};
 }
 
 void add_second_moment(const float* rows, std::int64_t n, int dim, Matrix& sum, std::vector<double>* column_sum) {
@@ -102,6 +113,12 @@ EqualPivots equal_pivots(const std::vector<double>& values) {
     r.col(a).swap(r.col(b));
     basis.col(a).swap(basis.col(b));
   };
+  /// (u, v) times the rotation [[c, -s], [s, c]].
+  const auto rotate = [](double c, double s, double& u, double& v) {
+    const double first = c * u + s * v;
+    v = c * v - s * u;
+    u = first;
+  };
   Eigen::Index rest = -1;  // where the plane of the pair's first coordinate left its other half: not to be used for the second
   for (Eigen::Index k = 0; k + 1 < n; ++k) {
     if (k % 2 == 0) rest = -1;
@@ -123,26 +140,21 @@ EqualPivots equal_pivots(const std::vector<double>& values) {
     exchange(k + 1, low == k ? high : low);
     const double a = r(k, k), b = r(k + 1, k + 1);
     const double c = std::sqrt(std::max(0.0, (target * target - b * b) / (a * a - b * b))), s = std::sqrt(std::max(0.0, 1 - c * c));
-    Eigen::Matrix2d right, left;
-    right << c, -s, s, c;
-    left << c * a, -s * b, s * b, c * a;
-    left /= target;
-    r.middleCols(k, 2) = (r.middleCols(k, 2) * right).eval();
-    basis.middleCols(k, 2) = (basis.middleCols(k, 2) * right).eval();
-    r.middleRows(k, 2) = (left.transpose() * r.middleRows(k, 2)).eval();
+    for (Eigen::Index i = 0; i < n; ++i) {
+      rotate(c, s, r(i, k), r(i, k + 1));
+      rotate(c, s, basis(i, k), basis(i, k + 1));
+    }
+    for (Eigen::Index i = 0; i < n; ++i) rotate(c * a / target, s * b / target, r(k, i), r(k + 1, i));
     rest = k + 1;
   }
   EqualPivots out;
   out.pivot = target * target;
   out.basis = pack(basis);
-  RowMajor factor = r;
-  for (Eigen::Index k = 0; k < n; ++k) factor.row(k) /= r(k, k);
-  RowMajor lower = factor.transpose();
+  RowMajor lower = RowMajor::Identity(n, n);  // r^T, every row of r divided by its pivot
   for (Eigen::Index i = 0; i < n; ++i) {
-    for (Eigen::Index j = 0; j < n; ++j) {
-      if (j > i || (j == i - 1 && i % 2 == 1)) lower(i, j) = 0;
+    for (Eigen::Index j = 0; j < i; ++j) {
+      if (j < i - 1 || i % 2 == 0) lower(i, j) = r(j, i) / r(j, j);
     }
-    lower(i, i) = 1;
   }
   out.factor = pack(lower);
   return out;

@@ -46,7 +46,9 @@ std::int64_t token_head_bytes(const PageLayout& layout);
 /// Code tile:
 ///   K codes [16][k_row]            at 0: row-major, LSB first, k_row = D * k_bits / 8 (D for Fp8)
 ///   V codes [2][8][4][2][v_piece]  at v_offset = 16 * k_row: token = 8*i0 + 2*i2 + i3, its row's bytes [i1 * v_piece, (i1+1) * v_piece),
-///                                  v_piece = D * v_bits / 64
+///                                  v_piece = D * v_bits / 64: the codes of D/8 coordinates, which one lane of the kernel owns. A layout in
+///                                  which they would end within a byte is refused by name (3-bit values at head_dim 80 and 96): values of
+///                                  1, 2, 3, 4 bits want head_dim to be a multiple of 64, 32, 64, 16; those of 8 bits fit every one.
 /// Scale block:
 ///   scales  [8][4] fp16            at 0: row g = K scale of token g, of token g+8, V scale of token g, of token g+8 (an unused one is 1)
 ///   zeros   [8][2] fp16            at 64, only where V is Uniform: zero of token g, of token g+8
