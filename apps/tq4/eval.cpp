@@ -254,15 +254,25 @@ void run(const Options& options) {
     Progress progress("recommending", kSteps, Progress::Unit::Items, options.output.quiet);
     RecommendOptions r;
     r.max_error = options.max_error;
-    r.base = apply_overrides(spec_from_name("tq4"), options.codec);
+    r.base = apply_overrides(calibrations.empty() ? spec_from_name("tq4") : calibrations.front()->spec, options.codec);
     r.calibration = calibrations.empty() ? nullptr : calibrations.front().get();
     r.layers = options.selection.layers;
     r.threads = eval.threads;
     r.memory_bytes = eval.memory_bytes;
     r.progress = reporter(progress);
     recommendation = std::make_unique<Recommendation>(recommend(*dump, r));
-    if (r.calibration != nullptr && recommendation->tq4.codec != "fp16")
-      recommendation->tq4.flags += " --calibration " + options.calibrations.front();
+    if (r.calibration != nullptr && recommendation->tq4.codec != "fp16") {
+      const std::string& codec = recommendation->tq4.codec;
+      const bool made = same_body(spec_from_name(codec), r.calibration->spec);
+      const std::string file = made ? options.calibrations.front() : codec + ".tq4cal";
+      recommendation->tq4.flags += " --calibration " + file;
+      if (!made) {
+        report.notes.push_back(fmt::format(
+            "recommended with the tables of {}, which were made for {}; make {}'s own first: tq4 calibrate DUMPS --codec {} -o {}",
+            options.calibrations.front(), spec_name(r.calibration->spec), codec, codec, file));
+        note(options.output, report.notes.back());
+      }
+    }
   }
 
   nlohmann::json result = result_envelope("eval");

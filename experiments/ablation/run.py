@@ -166,6 +166,12 @@ def ratio(row, metric):
 
 
 def show(results):
+    for what in dict.fromkeys(r["data"] for r in results):
+        print(f"\n### {what}")
+        show_one([r for r in results if r["data"] == what])
+
+
+def show_one(results):
     """Full tables of the ladder; of the others the two ratios, all widths side by side."""
     titles = {"window": "With the newest 64 and the first 4 tokens exact, against plain with the same",
               "alone": "One step alone, on the least-squares scale (or on the paper's norm)", "without": "Everything (static) without one step"}
@@ -210,6 +216,7 @@ def main():
     parser.add_argument("--queries", default="all")
     parser.add_argument("--ends", action="store_true", help="only plain, static and rope, with and without window")
     parser.add_argument("-o", "--output", type=pathlib.Path)
+    parser.add_argument("--append", action="store_true", help="keep the rows that the output has")
     parser.add_argument("--check", type=pathlib.Path)
     parser.add_argument("--show", type=pathlib.Path)
     a = parser.parse_args()
@@ -220,7 +227,7 @@ def main():
     lm_a, lm_b = str(ROOT / "data/lm_a.h5"), str(ROOT / "data/lm_b.h5")
     pairs = [(a.learn, a.test)] if a.learn else [([lm_a], [lm_b]), ([lm_b], [lm_a])]
     what = " ".join(pathlib.Path(p).stem for p in a.learn) + " -> " + " ".join(pathlib.Path(p).stem for p in a.test) if a.learn else "lm_a <-> lm_b"
-    results = []
+    results = json.loads(a.output.read_text()) if a.append else []
     for width in a.widths.split(","):
         with tempfile.TemporaryDirectory() as folder:
             parts = [measure(program, learn, test, width, [int(s) for s in a.seeds.split(",")], a.ends, folder) for learn, test in pairs]

@@ -73,22 +73,28 @@ class Search {
     return static_cast<int>(sides.size()) - 1;
   }
 
+  bool pairs_of_base() const { return options_.base.k.pair_codebook && options_.base.v.pair_codebook; }
+
   void add_own() {
     const std::array<const char*, 4> names{"2", "3", "4", "8"};
     for (const char* bits : names) {
       CodecSpec spec = spec_from_name(*bits == '8' ? std::string("fp8") : std::string("tq") + bits);
       spec.k = with_base(spec.k, rotating(options_.base, options_.base.k));
       spec.v = with_base(spec.v, rotating(options_.base, options_.base.v));
+      for (SideSpec* side : {&spec.k, &spec.v}) side->pair_codebook = side->kind == CodeKind::Mse && pairs_of_base();
       spec.sinks = options_.base.sinks;
       spec.window = options_.base.window;
       const bool calibrated = *bits != '8';
       add_side(k_sides_, spec, calibrated);
       add_side(v_sides_, spec, calibrated);
     }
+    std::string suffix;  // what with_base took over and a name can say
+    if (pairs_of_base()) suffix += "-2d";
+    if (options_.base.k.scale_rule == ScaleRule::Norm && options_.base.v.scale_rule == ScaleRule::Norm) suffix += "-norm";
     for (int k = 0; k < 4; ++k) {
       for (int v = 0; v < 3; ++v)
         candidates_.push_back(
-            {std::string("k") + names[static_cast<std::size_t>(k)] + "v" + names[static_cast<std::size_t>(v)], k, v, false});
+            {std::string("k") + names[static_cast<std::size_t>(k)] + "v" + names[static_cast<std::size_t>(v)] + suffix, k, v, false});
     }
     candidates_.push_back({"fp8", 3, 3, false});
   }

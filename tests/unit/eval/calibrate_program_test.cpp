@@ -117,6 +117,32 @@ TEST_F(CalibrateProgram, HalvesTheErrorOnAnotherText) {
   EXPECT_LT(calibrated["kl_mean"].get<double>(), 0.25 * plain["kl_mean"].get<double>());
 }
 
+TEST_F(CalibrateProgram, RecommendedFlagsWork) {
+  const std::string learn = dump("a.h5", "lm_a.h5", {}), test = dump("b.h5", "lm_b.h5", {}), in_folder = "cd " + folder_.string() + " && ";
+  ASSERT_EQ(run("calibrate " + learn + " -q -o " + path("m.tq4cal")).status, 0);
+  bool as_made = false, anew = false;
+  double limit = 0.1;  // then what 4 bits just hold
+  for (int round = 0; round < 2; ++round) {
+    const Result r = run("eval " + test + " --bits 4 --json - --max-error " + std::to_string(limit) + " --calibration " + path("m.tq4cal"));
+    ASSERT_EQ(r.status, 0) << r.err;
+    const json recommendation = json::parse(r.out)["recommendation"], choice = recommendation["tq4"];
+    const std::string flags = choice["flags"], codec = choice["codec"];
+    EXPECT_NE(codec.find("-2d"), std::string::npos) << "the calibration's codebook: " << codec;
+    for (const json& c : recommendation["candidates"]) {
+      if (c["codec"] == "k4v4-2d") limit = c["output_mse"][0].get<double>() + 1e-6;
+    }
+    const bool other = flags.find("m.tq4cal") == std::string::npos;
+    (other ? anew : as_made) = true;
+    EXPECT_EQ(other, r.err.find("tq4 calibrate DUMPS --codec " + codec + " -o " + codec + ".tq4cal") != std::string::npos) << r.err;
+    if (other) {
+      ASSERT_EQ(run("calibrate " + learn + " -q --force --codec " + codec + " -o " + path(codec + ".tq4cal")).status, 0);
+    }
+    const std::string command = in_folder + TQ4_PROGRAM + " compress " + test + " " + flags + " -q --force -o x.tq4 >/dev/null";
+    EXPECT_EQ(std::system(command.c_str()), 0) << command;
+  }
+  EXPECT_TRUE(as_made && anew) << "both cases are met";
+}
+
 TEST_F(CalibrateProgram, StepsCanBeTakenApart) {
   const std::string learn = dump("a.h5", "lm_a.h5", {});
   const Result r = run("calibrate " + learn + " --method none --k-method centre --json - -q -o " + path("k.tq4cal"));
