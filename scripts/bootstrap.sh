@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing to build and test on Debian 12 (or a relative with the same package names). Asks for nothing; does nothing when
-# all is there. With --lint: clang-format, clang-tidy, clang with libFuzzer too. With --python: a virtual environment at build/venv with what
-# the Python tests use (the independent decoder), where PyPI can be reached.
+# all is there. With --lint: clang-format, clang-tidy, clang with libFuzzer too. With --python: Python's headers and a virtual environment at
+# build/venv with what the Python package is built with and the Python tests use, where PyPI can be reached.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ python=no
 for argument in "$@"; do
   case $argument in
     --lint) packages+=(clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14) ;;
-    --python) python=yes; packages+=(python3 python3-venv) ;;
+    --python) python=yes; packages+=(python3 python3-dev python3-venv) ;;
     *) echo "bootstrap.sh: unknown argument $argument (--lint, --python)" >&2; exit 2 ;;
   esac
 done
@@ -32,11 +32,12 @@ if [ ${#missing[@]} -gt 0 ]; then
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
-if [ $python = yes ] && [ ! -x build/venv/bin/python ]; then
+if [ $python = yes ] && ! build/venv/bin/python -c 'import nanobind, scikit_build_core, numpy, h5py, safetensors, pytest' 2>/dev/null; then
   # Debian's own python: another one first on the PATH may lack the venv module.
   mkdir -p build
-  if ! { /usr/bin/python3 -m venv build/venv && build/venv/bin/pip install -q --disable-pip-version-check numpy h5py safetensors pytest; }; then
-    rm -rf build/venv
-    echo "bootstrap.sh: no Python environment (PyPI unreachable?): the Python tests will be skipped, visibly" >&2
+  if ! { { [ -x build/venv/bin/python ] || /usr/bin/python3 -m venv build/venv; } &&
+         build/venv/bin/pip install -q --disable-pip-version-check numpy h5py safetensors pytest nanobind scikit-build-core; }; then
+    [ -x build/venv/bin/pytest ] || rm -rf build/venv  # an older environment still serves the tests that it can
+    echo "bootstrap.sh: the Python environment is incomplete (PyPI unreachable?): Python tests will be skipped, visibly" >&2
   fi
 fi

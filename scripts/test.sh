@@ -15,6 +15,11 @@ launcher=()
 if command -v ccache >/dev/null; then launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache); fi
 python=()
 if [ -x build/venv/bin/python ]; then python=(-DTQ4_PYTHON="$PWD/build/venv/bin/python"); fi
+# The Python package is built and tested without sanitizers, where nanobind and Python's headers are there; elsewhere its test says why it is skipped.
+if { [ "$preset" = default ] || [ "$preset" = cpu ]; } && build/venv/bin/python -c 'import nanobind, os, sysconfig
+os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null; then
+  python+=(-DTQ4_PYTHON_MODULE=ON -DPython_EXECUTABLE="$PWD/build/venv/bin/python")
+fi
 echo "== configuring and building preset $preset"
 cmake --preset "$preset" "${launcher[@]}" "${python[@]}" "$@" | tail -n 3
 cmake --build --preset "$preset" -j "$jobs" | tail -n 1

@@ -189,14 +189,43 @@ struct DeviceCodec::Impl {
   DeviceInfo device;
   void* memory = nullptr;
 
-  Impl(const CodecSpec& s, int dim, int heads, const SideCalibration& kc, const SideCalibration& vc)
-      : spec(s), head_dim(dim), num_kv_heads(heads), k_host(make_codec(s.k, dim, kc)), v_host(make_codec(s.v, dim, vc)) {}
+  Impl(const CodecSpec& s, int heads, Codec kc, Codec vc)
+      : spec(s), head_dim(kc.head_dim()), num_kv_heads(heads), k_host(std::move(kc)), v_host(std::move(vc)) {}
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
   ~Impl() {
     if (memory) cudaFree(memory);
   }
+  void upload(const LayerCalibration& calibration);
 };
+
+/// Tables of both sides onto the current device.
+void DeviceCodec::Impl::upload(const LayerCalibration& c) {
+  int ordinal = 0;
+  check(cudaGetDevice(&ordinal), "DeviceCodec");
+  device = device_info(ordinal);
+  rope_theta = c.rope_theta;
+  rope_dim = c.rope_dim;
+
+  Arena arena;
+  for (const Side side : {Side::K, Side::V}) {
+    const bool key = side == Side::K;
+    SideTables& tables = key ? k : v;
+    const Codec& codec = key ? k_host : v_host;
+    add_code_tables(arena, codec, tables);
+    add_transform(arena, codec, key ? c.k : c.v, num_kv_heads, head_dim, tables);
+  }
+  if (!c.v.rope_mu.empty()) throw Error(ErrorCode::Usage, "rope_mu is for keys only", "DeviceCodec");
+  if (!c.k.rope_mu.empty()) {
+    if (c.rope_theta <= 0 || c.rope_dim <= 0 || c.rope_dim > head_dim || c.rope_dim % 2 != 0) {
+      throw Error(ErrorCode::Usage, "rope_mu needs rope_theta and an even rope_dim up to head_dim", "DeviceCodec");
+    }
+    arena.add(k.rope_turns, turns(c.rope_theta, c.rope_dim));
+  }
+  check(cudaMalloc(&memory, arena.bytes().size()), "DeviceCodec tables");
+  check(cudaMemcpy(memory, arena.bytes().data(), arena.bytes().size(), cudaMemcpyHostToDevice), "DeviceCodec tables");
+  arena.resolve(static_cast<const std::uint8_t*>(memory));
+}
 
 DeviceCodec::DeviceCodec(const CodecSpec& spec, int head_dim, int num_kv_heads, const LayerCalibration* calibration) {
   if (device_count() == 0) throw Error(ErrorCode::NoDevice, "no CUDA device is visible");
@@ -206,31 +235,18 @@ DeviceCodec::DeviceCodec(const CodecSpec& spec, int head_dim, int num_kv_heads, 
   }
   const LayerCalibration none;
   const LayerCalibration& c = calibration ? *calibration : none;
-  impl_ = std::make_unique<Impl>(spec, head_dim, num_kv_heads, c.k, c.v);
-  int device = 0;
-  check(cudaGetDevice(&device), "DeviceCodec");
-  impl_->device = device_info(device);
-  impl_->rope_theta = c.rope_theta;
-  impl_->rope_dim = c.rope_dim;
+  impl_ = std::make_unique<Impl>(spec, num_kv_heads, make_codec(spec.k, head_dim, c.k), make_codec(spec.v, head_dim, c.v));
+  impl_->upload(c);
+}
 
-  Arena arena;
-  for (const Side side : {Side::K, Side::V}) {
-    const bool key = side == Side::K;
-    SideTables& tables = key ? impl_->k : impl_->v;
-    const Codec& codec = key ? impl_->k_host : impl_->v_host;
-    add_code_tables(arena, codec, tables);
-    add_transform(arena, codec, key ? c.k : c.v, num_kv_heads, head_dim, tables);
+DeviceCodec::DeviceCodec(const CodecSpec& spec, int num_kv_heads, Codec k, Codec v) {
+  if (device_count() == 0) throw Error(ErrorCode::NoDevice, "no CUDA device is visible");
+  if (num_kv_heads < 1) throw Error(ErrorCode::Usage, "num_kv_heads must be at least 1", "DeviceCodec");
+  if (!(k.spec() == spec.k) || !(v.spec() == spec.v) || k.head_dim() != v.head_dim()) {
+    throw Error(ErrorCode::Usage, "the codecs given are not the spec's", "DeviceCodec");
   }
-  if (!c.v.rope_mu.empty()) throw Error(ErrorCode::Usage, "rope_mu is for keys only", "DeviceCodec");
-  if (!c.k.rope_mu.empty()) {
-    if (c.rope_theta <= 0 || c.rope_dim <= 0 || c.rope_dim > head_dim || c.rope_dim % 2 != 0) {
-      throw Error(ErrorCode::Usage, "rope_mu needs rope_theta and an even rope_dim up to head_dim", "DeviceCodec");
-    }
-    arena.add(impl_->k.rope_turns, turns(c.rope_theta, c.rope_dim));
-  }
-  check(cudaMalloc(&impl_->memory, arena.bytes().size()), "DeviceCodec tables");
-  check(cudaMemcpy(impl_->memory, arena.bytes().data(), arena.bytes().size(), cudaMemcpyHostToDevice), "DeviceCodec tables");
-  arena.resolve(static_cast<const std::uint8_t*>(impl_->memory));
+  impl_ = std::make_unique<Impl>(spec, num_kv_heads, std::move(k), std::move(v));
+  impl_->upload(LayerCalibration{});
 }
 
 DeviceCodec::~DeviceCodec() = default;

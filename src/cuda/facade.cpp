@@ -19,6 +19,7 @@ DeviceInfo device_info(int) { refuse(); }
 
 struct DeviceCodec::Impl {};
 DeviceCodec::DeviceCodec(const CodecSpec&, int, int, const LayerCalibration*) { refuse(); }
+DeviceCodec::DeviceCodec(const CodecSpec&, int, Codec, Codec) { refuse(); }
 DeviceCodec::~DeviceCodec() = default;
 DeviceCodec::DeviceCodec(DeviceCodec&&) noexcept = default;
 DeviceCodec& DeviceCodec::operator=(DeviceCodec&&) noexcept = default;

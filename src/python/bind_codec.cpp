@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "bindings.h"
+#include "page_codec.h"
+#include "tensor.h"
 #include "tq4/calibration.h"
 #include "tq4/container.h"
 #include "tq4/error.h"
@@ -13,17 +15,22 @@
 namespace tq4::python {
 namespace {
 
+/// Vectors of the buffer that strided input and narrow output go through.
+constexpr std::int64_t kGathered = 4096;
+
 class SideCodec {
  public:
   /// side "k" or "v". `calibration` (may be null) is looked up at `layer`.
-  SideCodec(const std::string& spec_json, const std::string& side, int head_dim, std::shared_ptr<const Calibration> calibration, int layer)
-      : side_(side == "k" ? Side::K : Side::V), calibration_(std::move(calibration)), codec_(make(spec_json, head_dim, layer)) {}
+  SideCodec(const std::string& spec_json, const std::string& side, int head_dim, std::shared_ptr<const Calibration> calibration, int layer,
+            const OwnTables* own)
+      : side_(side == "k" ? Side::K : Side::V), calibration_(std::move(calibration)), codec_(make(spec_json, head_dim, layer, own)) {}
 
   const Codec& codec() const { return codec_; }
 
-  nb::tuple encode(nb::handle x, int threads, bool zero_nonfinite, std::int64_t position0) const {
-    const InTensor in = in_tensor(x, "x", {DType::F16, DType::BF16, DType::F32});
+  nb::tuple encode(nb::handle x, int threads, bool zero_nonfinite, std::int64_t position0, int repeat) const {
+    const Tensor in = tensor_on(x, "x", {DType::F16, DType::BF16, DType::F32}, false, 0);
     check_axes(in.shape, "x");
+    need_rows(in, "x");
     const std::vector<std::int64_t> leading(in.shape.begin(), in.shape.end() - 1);
     const auto [heads, tokens] = split(leading);
     Planes planes(codec_, heads * tokens);
@@ -32,11 +39,15 @@ class SideCodec {
     exec.nonfinite = zero_nonfinite ? NonFinite::Zero : NonFinite::Refuse;
     {
       nb::gil_scoped_release unlocked;
-      const std::size_t row = static_cast<std::size_t>(codec_.head_dim()) * dtype_size(in.dtype);
-      for (std::int64_t head = 0; head < heads; ++head) {
-        const std::int64_t first = head * tokens;
-        codec_.encode(in.as<std::uint8_t>() + static_cast<std::size_t>(first) * row, in.dtype, tokens, planes.out(codec_, first),
-                      transform(head, position0), exec);
+      std::vector<std::uint8_t> dense;
+      const std::int64_t step = in.dense() ? std::max<std::int64_t>(tokens, 1) : kGathered;
+      for (std::int64_t run = 0; run < heads * repeat; ++run) {  // repeat: times over (experiments/python_overhead)
+        const std::int64_t head = run % heads;
+        for (std::int64_t token = 0; token < tokens; token += step) {
+          const std::int64_t first = head * tokens + token, count = std::min(step, tokens - token);
+          codec_.encode(gather_rows(in, first, count, dense), in.dtype, count, planes.out(codec_, first),
+                        transform(head, position0 + token), exec);
+        }
       }
     }
     return planes_to_python(codec_, std::move(planes), leading);
@@ -55,8 +66,7 @@ class SideCodec {
     nb::gil_scoped_release unlocked;
     const std::int64_t dim = codec_.head_dim();
     std::vector<float> wide;
-    // Narrow results go through a buffer of at most 4096 vectors.
-    const std::int64_t step = x.dtype == DType::F32 ? std::max<std::int64_t>(tokens, 1) : 4096;
+    const std::int64_t step = x.dtype == DType::F32 ? std::max<std::int64_t>(tokens, 1) : kGathered;
     for (std::int64_t head = 0; head < heads; ++head) {
       for (std::int64_t token = 0; token < tokens; token += step) {
         const std::int64_t count = std::min(step, tokens - token), first = head * tokens + token;
@@ -78,25 +88,14 @@ class SideCodec {
   }
 
  private:
-  Codec make(const std::string& spec_json, int head_dim, int layer) {
+  Codec make(const std::string& spec_json, int head_dim, int layer, const OwnTables* own) {
     const CodecSpec both = spec_from_json(spec_json);
-    const SideSpec& spec = side_ == Side::K ? both.k : both.v;
-    if (head_dim < 32 || head_dim > 512 || head_dim % 8 != 0) {
-      throw Refusal{"HeadDimError", "head_dim must be a multiple of 8 from 32 to 512, not " + std::to_string(head_dim)};
-    }
-    validate(spec, head_dim);
-    if (calibration_ == nullptr) return Codec(spec, head_dim);
-    layer_ = calibration_->find(layer);
-    if (layer_ == nullptr) throw Refusal{"UsageError", "the calibration has no layer " + std::to_string(layer)};
-    if (layer_->head_dim != head_dim) {
-      throw Refusal{"HeadDimError",
-                    "the calibration's layer has head_dim " + std::to_string(layer_->head_dim) + ", not " + std::to_string(head_dim)};
-    }
-    const SideCalibration& tables = side_ == Side::K ? layer_->k : layer_->v;
-    if (tables.pair_points.empty() || !spec.pair_codebook) return Codec(spec, head_dim);
-    const Codec plain(spec, head_dim);
-    const PairTable pairs{spec.bits, head_dim, tables.pair_points};
-    return Codec(spec, head_dim, plain.codebook(), plain.rotation(), &pairs);
+    layer_ = calibrated_layer(calibration_.get(), layer, head_dim);
+    return side_codec(side_ == Side::K ? both.k : both.v, head_dim,
+                      layer_ == nullptr  ? nullptr
+                      : side_ == Side::K ? &layer_->k
+                                         : &layer_->v,
+                      own);
   }
 
   void check_axes(const std::vector<std::int64_t>& shape, const char* name) const {
@@ -152,12 +151,15 @@ void bind_codec(nb::module_& m) {
       .def(
           "__init__",
           [](SideCodec* self, const std::string& spec_json, const std::string& side, int head_dim, std::shared_ptr<Calibration> calibration,
-             int layer) {
+             int layer, nb::object tables) {
+            const std::optional<OwnTables> own = own_tables(tables, head_dim);
             nb::gil_scoped_release unlocked;
-            new (self) SideCodec(spec_json, side, head_dim, std::move(calibration), layer);
+            new (self) SideCodec(spec_json, side, head_dim, std::move(calibration), layer, own ? &*own : nullptr);
           },
-          nb::arg("spec_json"), nb::arg("side"), nb::arg("head_dim"), nb::arg("calibration").none(), nb::arg("layer"))
-      .def("encode", &SideCodec::encode, nb::arg("x").none(), nb::arg("threads"), nb::arg("zero_nonfinite"), nb::arg("position0"))
+          nb::arg("spec_json"), nb::arg("side"), nb::arg("head_dim"), nb::arg("calibration").none(), nb::arg("layer"),
+          nb::arg("tables").none() = nb::none())
+      .def("encode", &SideCodec::encode, nb::arg("x").none(), nb::arg("threads"), nb::arg("zero_nonfinite"), nb::arg("position0"),
+           nb::arg("repeat") = 1)
       .def("decode", &SideCodec::decode, nb::arg("encoded"), nb::arg("out").none(), nb::arg("threads"), nb::arg("rotated"),
            nb::arg("position0"))
       .def_prop_ro("code_bytes", [](const SideCodec& c) { return c.codec().code_bytes(); })

@@ -10,5 +10,7 @@ namespace tq4::python {
 void bind_tables(nb::module_& m);     ///< specs, codebooks, rotations
 void bind_codec(nb::module_& m);      ///< SideCodec
 void bind_container(nb::module_& m);  ///< Container
+void bind_pages(nb::module_& m);      ///< Pages: paged caches on the CPU
+void bind_gpu(nb::module_& m);        ///< GpuPages: the CUDA operations
 
 }  // namespace tq4::python

@@ -47,4 +47,6 @@ NB_MODULE(_core, m) {
   bind_tables(m);
   bind_codec(m);
   bind_container(m);
+  bind_pages(m);
+  bind_gpu(m);
 }

@@ -8,28 +8,6 @@ namespace {
 
 std::string type_text(nb::handle object) { return nb::cast<std::string>(nb::str(nb::handle(object.type()).attr("__name__"))); }
 
-/// The tensor's dtype, or refusal. Anything but a plain number of a known width is refused by its bits.
-DType dtype_of(const nb::dlpack::dtype& dtype, const char* name, std::initializer_list<DType> allowed) {
-  using Code = nb::dlpack::dtype_code;
-  const auto code = static_cast<Code>(dtype.code);
-  std::string found = code == Code::Int       ? "int"
-                      : code == Code::UInt    ? "uint"
-                      : code == Code::Bfloat  ? "bfloat"
-                      : code == Code::Float   ? "float"
-                      : code == Code::Complex ? "complex"
-                      : code == Code::Bool    ? "bool"
-                                              : "dtype code " + std::to_string(dtype.code) + " of ";
-  if (code != Code::Bool) found += std::to_string(dtype.bits);
-  if (dtype.lanes == 1) {
-    for (const DType candidate : allowed) {
-      if (found == dtype_name(candidate)) return candidate;
-    }
-  }
-  std::string names;
-  for (const DType candidate : allowed) names += (names.empty() ? "" : ", ") + std::string(dtype_name(candidate));
-  throw Refusal{"DTypeError", std::string(name) + " must be " + names + ", not " + found};
-}
-
 template <class Array>
 void describe(const Array& array, const char* name, std::initializer_list<DType> allowed, DType& dtype, std::vector<std::int64_t>& shape) {
   if (array.device_type() != nb::device::cpu::value) {
@@ -51,16 +29,6 @@ void describe(const Array& array, const char* name, std::initializer_list<DType>
   }
 }
 
-[[noreturn]] void no_tensor(nb::handle object, const char* name, bool writable) {
-  // A tensor that offers DLPack but would not export it knows best why (torch: "requires gradient").
-  const bool offers = nb::hasattr(object, "__dlpack__");
-  throw Refusal{"DTypeError", std::string(name) + " must be a " + (writable ? "writable " : "") +
-                                  "CPU tensor (NumPy, torch or another with DLPack), " +
-                                  (offers ? "and this " + type_text(object) + (writable ? " is read-only or" : "") +
-                                                " does not let itself be shared (a dtype without DLPack, or .detach() is needed)"
-                                          : "not " + type_text(object))};
-}
-
 std::int64_t count(const std::vector<std::int64_t>& shape) {
   std::int64_t n = 1;
   for (const std::int64_t size : shape) n *= size;
@@ -71,6 +39,37 @@ std::int64_t count(const std::vector<std::int64_t>& shape) {
 
 std::int64_t InTensor::size() const { return count(shape); }
 std::int64_t OutTensor::size() const { return count(shape); }
+
+DType dtype_of(const nb::dlpack::dtype& dtype, const char* name, std::initializer_list<DType> allowed) {
+  using Code = nb::dlpack::dtype_code;
+  const auto code = static_cast<Code>(dtype.code);
+  std::string found = code == Code::Int       ? "int"
+                      : code == Code::UInt    ? "uint"
+                      : code == Code::Bfloat  ? "bfloat"
+                      : code == Code::Float   ? "float"
+                      : code == Code::Complex ? "complex"
+                      : code == Code::Bool    ? "bool"
+                                              : "dtype code " + std::to_string(dtype.code) + " of ";
+  if (code != Code::Bool) found += std::to_string(dtype.bits);
+  if (dtype.lanes == 1) {
+    for (const DType candidate : allowed) {
+      if (found == dtype_name(candidate)) return candidate;
+    }
+  }
+  std::string names;
+  for (const DType candidate : allowed) names += (names.empty() ? "" : ", ") + std::string(dtype_name(candidate));
+  throw Refusal{"DTypeError", std::string(name) + " must be " + names + ", not " + found};
+}
+
+void no_tensor(nb::handle object, const char* name, bool writable) {
+  // A tensor that offers DLPack but would not export it knows best why (torch: "requires gradient").
+  const bool offers = nb::hasattr(object, "__dlpack__");
+  throw Refusal{"DTypeError", std::string(name) + " must be a " + (writable ? "writable " : "") +
+                                  "tensor (NumPy, torch or another with DLPack), " +
+                                  (offers ? "and this " + type_text(object) + (writable ? " is read-only or" : "") +
+                                                " does not let itself be shared (a dtype without DLPack, or .detach() is needed)"
+                                          : "not " + type_text(object))};
+}
 
 std::string shape_text(const std::vector<std::int64_t>& shape) {
   std::string text = "(";

@@ -52,6 +52,10 @@ OutTensor out_tensor(nb::handle object, const char* name, std::initializer_list<
 /// Throws Refusal (ShapeError) unless `shape` is `expected`; -1 takes any size.
 void need_shape(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& expected, const char* name);
 std::string shape_text(const std::vector<std::int64_t>& shape);
+/// The element type, or Refusal (DTypeError) where it is not among `allowed`.
+DType dtype_of(const nb::dlpack::dtype& dtype, const char* name, std::initializer_list<DType> allowed);
+/// Throws Refusal (DTypeError) that says why `object` is no tensor.
+[[noreturn]] void no_tensor(nb::handle object, const char* name, bool writable);
 
 /// A NumPy array that owns `values`.
 template <class T>

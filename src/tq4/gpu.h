@@ -66,6 +66,8 @@ struct SideTables {
 class DeviceCodec {
  public:
   DeviceCodec(const CodecSpec& spec, int head_dim, int num_kv_heads, const LayerCalibration* calibration = nullptr);
+  /// With the tables of two codecs built from tables of the caller's own (Codec's second constructor); k and v are of spec.k and spec.v.
+  DeviceCodec(const CodecSpec& spec, int num_kv_heads, Codec k, Codec v);
   ~DeviceCodec();
   DeviceCodec(DeviceCodec&&) noexcept;
   DeviceCodec& operator=(DeviceCodec&&) noexcept;

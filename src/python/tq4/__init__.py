@@ -1,11 +1,13 @@
-"""tq4: KV-cache compression (TurboQuant, arXiv 2504.19874) for NumPy arrays and torch tensors on the CPU.
+"""tq4: KV-cache compression (TurboQuant, arXiv 2504.19874) for NumPy arrays and torch tensors.
 
     import numpy as np, tq4
     codec = tq4.Codec("k4v3", head_dim=128)
     encoded = codec.encode(np.random.randn(8, 1024, 128).astype(np.float16), "k")
     keys = codec.decode(encoded)
 
-Tensors come through DLPack or the buffer protocol and are not copied; torch is never imported. Every refusal is a tq4.Error.
+tq4.PagedCache keeps pages of compressed tokens and attends to them, on the CPU or a CUDA device; tq4.hf.TQ4Cache goes under a Hugging Face
+model; tq4.compat has peers' functions by their own names. Tensors come through DLPack, the buffer protocol or __cuda_array_interface__ and are
+not copied; `import tq4` imports NumPy and nothing else. Every refusal is a tq4.Error.
 """
 
 from ._codec import Codec, Encoded
@@ -24,6 +26,7 @@ from ._errors import (
     UnsupportedError,
     UsageError,
 )
+from ._pages import PagedCache
 from ._tables import Codebook, codebook, rotation
 
 __version__ = "0.1.0"
@@ -42,6 +45,7 @@ __all__ = [
     "LazyArray",
     "NoDeviceError",
     "OperationError",
+    "PagedCache",
     "ShapeError",
     "StrideError",
     "UnsupportedError",

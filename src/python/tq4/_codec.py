@@ -74,21 +74,8 @@ class Codec:
     ) -> None:
         self._head_dim = integer(head_dim, "head_dim")
         self._threads = integer(threads, "threads", 0, 4096)
-        members = spec_members(spec)
-        changes: dict[str, Any] = {}
-        for name, value in (("rotation", rotation), ("codebook", codebook), ("scale_rule", scale_rule), ("scale_dtype", scale_dtype)):
-            if value is not None:
-                changes[name] = text(value, name)
-        if seed is not None:
-            changes["seed"] = integer(seed, "seed", 0, 2**64 - 1)
-        for half in (members["k"], members["v"]):
-            book = half["kind"] in ("mse", "prod", "mixed")
-            half.update({name: value for name, value in changes.items() if book or name not in ("rotation", "codebook")})
-        self._spec_json = json.dumps(members)
-        try:
-            self._name = _core.spec_name(self._spec_json)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+        self._spec_json = codec_spec(spec, rotation=rotation, seed=seed, codebook=codebook, scale_rule=scale_rule, scale_dtype=scale_dtype)
+        self._name = _core.spec_name(self._spec_json)
         self._calibration = as_calibration(calibration)
         number = integer(layer, "layer")
         self._sides = {
@@ -122,7 +109,8 @@ class Codec:
         return self._sides[check_side(side)].theoretical_mse
 
     def encode(self, x: Any, side: str = "k", *, threads: int | None = None, nonfinite: str = "refuse", position0: int = 0) -> Encoded:
-        """Encode x [..., head_dim], a C-contiguous CPU tensor of fp16, bf16 or fp32 (NumPy, torch or another with DLPack; not copied).
+        """Encode x [..., head_dim], a CPU tensor of fp16, bf16 or fp32 (NumPy, torch or another with DLPack). It is read in place; where vectors
+        do not follow one another (slices, transposed axes) they go through a buffer of 4096. Each vector must be contiguous.
 
         nonfinite: "refuse" raises BadInputError on NaN and infinity, "zero" takes them for 0. position0: the position of the first token
         (calibrations that centre before RoPE need it).
@@ -195,6 +183,34 @@ class Codec:
 
     def __repr__(self) -> str:
         return f"tq4.Codec({self._name!r}, head_dim={self._head_dim}, k={self.vector_bytes('k')} B, v={self.vector_bytes('v')} B a vector)"
+
+
+def codec_spec(
+    spec: Any,
+    *,
+    rotation: str | None = None,
+    seed: int | None = None,
+    codebook: str | None = None,
+    scale_rule: str | None = None,
+    scale_dtype: str | None = None,
+) -> str:
+    """The spec's JSON with the changes made to both sides (rotation and codebook: to sides that have a codebook); UsageError where it is none."""
+    members = spec_members(spec)
+    changes: dict[str, Any] = {}
+    for name, value in (("rotation", rotation), ("codebook", codebook), ("scale_rule", scale_rule), ("scale_dtype", scale_dtype)):
+        if value is not None:
+            changes[name] = text(value, name)
+    if seed is not None:
+        changes["seed"] = integer(seed, "seed", 0, 2**64 - 1)
+    for half in (members["k"], members["v"]):
+        book = half["kind"] in ("mse", "prod", "mixed")
+        half.update({name: value for name, value in changes.items() if book or name not in ("rotation", "codebook")})
+    spec_json = json.dumps(members)
+    try:
+        _core.spec_name(spec_json)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return spec_json
 
 
 def spec_members(spec: Any) -> dict[str, Any]:

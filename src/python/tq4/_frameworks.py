@@ -1,0 +1,80 @@
+"""What the tensors of NumPy, torch and CuPy have in common, without importing any of them: whoever hands us a tensor has its framework loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+import numpy as np
+
+from ._errors import DeviceError, DTypeError, UsageError
+
+
+def framework(x: Any) -> Any:
+    """The module that makes arrays like x: numpy, torch, cupy; DTypeError for anything else."""
+    name = type(x).__module__.partition(".")[0]
+    if name == "numpy" and isinstance(x, np.ndarray):
+        return np
+    if name in ("torch", "cupy") and name in sys.modules:
+        return sys.modules[name]
+    for base in type(x).__mro__:  # a subclass, e.g. torch.nn.Parameter
+        name = base.__module__.partition(".")[0]
+        if name in ("torch", "cupy") and name in sys.modules:
+            return sys.modules[name]
+    raise DTypeError(f"a NumPy, torch or CuPy tensor is needed here, not {type(x).__name__}")
+
+
+def device_index(device: Any) -> int | None:
+    """None for the CPU, the ordinal for a CUDA device; from "cpu", "cuda", "cuda:1", a torch.device or an ordinal."""
+    text = str(device)
+    if text == "cpu":
+        return None
+    if text == "cuda":
+        torch = sys.modules.get("torch")
+        return torch.cuda.current_device() if torch is not None and torch.cuda.is_available() else 0
+    if text.startswith("cuda:") and text[5:].isdigit():
+        return int(text[5:])
+    raise UsageError(f'device must be "cpu", "cuda" or "cuda:N", not {device!r}')
+
+
+def tensor_device(x: Any) -> int | None:
+    """Where x lies: None for the CPU, a CUDA ordinal otherwise."""
+    module = framework(x)
+    if module is np:
+        return None
+    if module.__name__ == "cupy":
+        return int(x.device.id)
+    if x.device.type == "cpu":
+        return None
+    if x.device.type == "cuda":
+        return int(x.device.index)
+    raise DeviceError(f"tensors on {x.device.type} are not served: cpu and cuda are")
+
+
+def strides(x: Any) -> tuple[int, ...]:
+    """In elements."""
+    found = x.stride() if callable(getattr(x, "stride", None)) else tuple(step // x.itemsize for step in x.strides)
+    return tuple(found)
+
+
+def zero_bytes(shape: tuple[int, ...], device: int | None) -> Any:
+    """A zeroed uint8 tensor: NumPy on the CPU, torch (or CuPy, where only that is loaded) on a GPU."""
+    if device is None:
+        return np.zeros(shape, np.uint8)
+    if "torch" not in sys.modules and "cupy" in sys.modules:
+        with sys.modules["cupy"].cuda.Device(device):
+            return sys.modules["cupy"].zeros(shape, np.uint8)
+    try:
+        import torch
+    except ImportError:
+        raise DeviceError("memory on the GPU comes from torch or CuPy, and neither is installed: give data=") from None
+    return torch.zeros(shape, dtype=torch.uint8, device=f"cuda:{device}")
+
+
+def on_device(device: int | None) -> Any:
+    """A context in which `device` is the current one; free where it already is."""
+    torch = sys.modules.get("torch")
+    if device is None or torch is None or torch.cuda.current_device() == device:
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
