@@ -89,6 +89,13 @@ def measured(out, settings):
     return records
 
 
+def logit_change(arguments, machine, tokens):
+    """How far the outlier channels move the uncompressed model's log-probabilities: they should not."""
+    plain = Model(arguments.model, machine.device)
+    one, other = (m.log_probabilities(m.hidden(tokens)) for m in (plain, machine.model))
+    return (one - other).abs().max().item()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_machine_arguments(parser)
@@ -136,6 +143,11 @@ def main():
                            -p.gather(1, target).double().mean().item()]
         return [rows[i] for i in range(len(numbers))]
 
+    if arguments.stress != 1:
+        change = logit_change(arguments, machine, tokens[:1, :512])
+        print(f"stress {arguments.stress:g}: log-probabilities of the uncompressed model change by {change:.2g} at most", flush=True)
+        if change > 1e-3:
+            raise SystemExit("the stressed model is another model")
     settings = {"ctx": arguments.ctx, "text": text, "stress": arguments.stress, "index": index}
     records = measured(arguments.out, settings)
     print(f"{machine.device}, {len(tokens)} windows of {arguments.ctx} ({text}); base {time.time() - start:.0f} s", flush=True)

@@ -47,7 +47,7 @@ def problems(rows):
 
 
 def ratio(row, metric):
-    if f"{metric}_ratio_95" not in row:
+    if f"{metric}_ratio_95" not in row or (metric == "nats" and row["plain_windows"] < 6):  # nats of three windows are noise
         return ""
     low, high = row[f"{metric}_ratio_95"]
     return f"{row[f'{metric}_ratio_to_plain']:.2f} ({low:.2f}..{high:.2f})"
