@@ -57,8 +57,8 @@ def attend_rows(kind, make):
     cache.append(*(rng.standard_normal((4, 1, 64)).astype(np.float32) for _ in "kv"), np.arange(4))
     q, table, lens = make(rng.standard_normal((1, 1, 64)).astype(np.float32)), make(np.zeros((1, 1), np.int32)), make(np.full(1, 4, np.int32))
     out = make(np.empty((1, 1, 64), np.float32))
-    q4, out4 = q[:, None], out[:, None]
-    core = lambda n: cache._pages.attend(cache.data, q4, table, lens, out4, None, 0.0, 0, 0.0, None, None, n)
+
+    core = lambda n: cache._pages.attend(cache.data, q, table, lens, out, None, 0.0, 0, 0.0, None, None, n)
     return measure(f"PagedCache.attend, 4 tokens, 1 head of 64, {kind}", lambda: cache.attend(q, table, lens, out), core, 200)
 
 
@@ -74,9 +74,9 @@ def gpu_rows():
         q = torch.randn(batch, heads, 128, device="cuda").half()
         out = torch.empty_like(q)
         cache.attend(q, table, lens, out)
-        q4, out4, workspace = q[:, None], out[:, None], next(iter(cache._workspaces.values()))
+        workspace = next(iter(cache._workspaces.values()))
         shape = f"batch {batch}, {heads}/{kv_heads}/128, {ctx} tokens ({cache.path(batch, heads)})"
-        core = lambda n: cache._pages.attend(cache.data, q4, table, lens, out4, None, 0.0, 0, 0.0, None, None, ctx, False, workspace, None, n)
+        core = lambda n: cache._pages.attend(cache.data, q, table, lens, out, None, 0.0, 0, 0.0, None, None, ctx, False, workspace, None, n)
         rows.append(measure(f"PagedCache.attend, {shape}", lambda: cache.attend(q, table, lens, out), core, 100, torch.cuda.synchronize))
         k = torch.randn(batch, kv_heads, 128, device="cuda").half()
         slots = table[:, 0].long() * 16

@@ -66,18 +66,21 @@ class GpuPages {
     gpu::store(codec_, p, stream_of(kt, stream));
   }
 
-  /// q, out [num_seqs, q_len, num_q_heads, D]; lse [num_seqs, q_len, num_q_heads]. workspace: uint8, zeroed when it was allocated, at least
+  /// q, out [num_seqs, q_len, num_q_heads, D] or without q_len; lse [num_seqs, q_len, num_q_heads]. workspace: uint8, zeroed when it was allocated, at least
   /// workspace_bytes of the same shapes. repeat: launches in a row (experiments/python_overhead).
   void attend(nb::handle cache, nb::handle q, nb::handle block_table, nb::handle seq_lens, nb::handle out, nb::handle lse, double sm_scale,
               int window, double soft_cap, nb::handle alibi_slopes, nb::handle sink_logits, std::int64_t max_seq_len, bool general,
               nb::handle workspace, std::optional<std::uintptr_t> stream, int repeat) const {
-    const Tensor qt = on(q, "q", kHalves);
+    Tensor qt = on(q, "q", kHalves);
+    const bool one = qt.ndim() == 3;  // one query a sequence, without its axis
+    if (one) qt.insert_axis(1);
     const int dim = layout_.head_dim;
     need_shape(qt.shape, {-1, -1, -1, dim}, "q");
     need_dense(qt, "q");
     gpu::DecodeParams p = decode_params(static_cast<int>(qt.dim(0)), static_cast<int>(qt.dim(1)), static_cast<int>(qt.dim(2)), max_seq_len,
                                         soft_cap, general);
-    const Tensor result = on(out, "out", kHalves, true);
+    Tensor result = on(out, "out", kHalves, true);
+    if (one && result.ndim() == 3) result.insert_axis(1);
     need_shape(result.shape, qt.shape, "out");
     need_dense(result, "out");
     if (result.dtype != qt.dtype) throw Refusal{"DTypeError", "out must be of q's dtype"};
@@ -85,7 +88,8 @@ class GpuPages {
     p.q_dtype = qt.dtype;
     p.out = result.data;
     if (!lse.is_none()) {
-      const Tensor t = on(lse, "lse", {DType::F32}, true);
+      Tensor t = on(lse, "lse", {DType::F32}, true);
+      if (one && t.ndim() == 2) t.insert_axis(1);
       need_shape(t.shape, {qt.dim(0), qt.dim(1), qt.dim(2)}, "lse");
       need_dense(t, "lse");
       p.lse = t.as<float>();

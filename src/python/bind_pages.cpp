@@ -37,12 +37,14 @@ class Pages {
     write_pages(c_.layout, kp.in(c_.k), vp.in(c_.v), slot.data(), n, pages.as<std::uint8_t>(), blocks(pages));
   }
 
-  /// q [num_seqs, q_len, num_q_heads, D], out like q, lse [num_seqs, q_len, num_q_heads] fp32 or None. repeat: times over (experiments/
+  /// q [num_seqs, q_len, num_q_heads, D] or without q_len, out like q, lse [num_seqs, q_len, num_q_heads] fp32 or None. repeat: times over (experiments/
   /// python_overhead).
   void attend(nb::handle cache, nb::handle q, nb::handle block_table, nb::handle seq_lens, nb::handle out, nb::handle lse, double sm_scale,
               int window, double soft_cap, nb::handle alibi_slopes, nb::handle sink_logits, int repeat) const {
     const Tensor pages = cache_tensor(cache, false);
-    const Tensor qt = tensor_on(q, "q", kFloats, false, 0);
+    Tensor qt = tensor_on(q, "q", kFloats, false, 0);
+    const bool one = qt.ndim() == 3;  // one query a sequence, without its axis
+    if (one) qt.insert_axis(1);
     const int dim = c_.layout.head_dim, kv_heads = c_.layout.num_kv_heads;
     need_shape(qt.shape, {-1, -1, -1, dim}, "q");
     need_rows(qt, "q");
@@ -52,14 +54,17 @@ class Pages {
                     "q has " + std::to_string(heads) + " heads, no multiple of the " + std::to_string(kv_heads) + " kv heads"};
     }
     const Table table = table_of(block_table, seq_lens, seqs, blocks(pages));
-    const OutTensor result = out_tensor(out, "out", kFloats);
+    Tensor result = tensor_on(out, "out", kFloats, false, 0, true), lse_tensor;
+    if (one && result.ndim() == 3) result.insert_axis(1);
     need_shape(result.shape, qt.shape, "out");
+    need_dense(result, "out");
     float* lse_data = nullptr;
-    OutTensor lse_tensor;
     if (!lse.is_none()) {
-      lse_tensor = out_tensor(lse, "lse", {DType::F32});
+      lse_tensor = tensor_on(lse, "lse", {DType::F32}, false, 0, true);
+      if (one && lse_tensor.ndim() == 2) lse_tensor.insert_axis(1);
       need_shape(lse_tensor.shape, {seqs, q_len, heads}, "lse");
-      lse_data = static_cast<float*>(lse_tensor.data);
+      need_dense(lse_tensor, "lse");
+      lse_data = lse_tensor.as<float>();
     }
     const std::vector<float> slopes = per_head(alibi_slopes, "alibi_slopes", heads), sinks = per_head(sink_logits, "sink_logits", heads);
     AttentionOptions options;

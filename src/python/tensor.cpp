@@ -149,6 +149,11 @@ bool Tensor::dense() const {
   return true;
 }
 
+void Tensor::insert_axis(int i) {
+  shape.insert(shape.begin() + i, 1);
+  strides.insert(strides.begin() + i, i < static_cast<int>(strides.size()) ? strides[static_cast<std::size_t>(i)] : 1);
+}
+
 Tensor tensor(nb::handle object, const char* name, std::initializer_list<DType> allowed, bool writable) {
   Tensor t;
   if (by_exchange(object, name, allowed, t)) return t;

@@ -24,7 +24,8 @@ struct Tensor {
   std::int64_t dim(int i) const { return shape[static_cast<std::size_t>(i)]; }
   std::int64_t stride(int i) const { return strides[static_cast<std::size_t>(i)]; }
   std::int64_t size() const;
-  bool dense() const;  ///< C-contiguous
+  bool dense() const;       ///< C-contiguous
+  void insert_axis(int i);  ///< an axis of size 1 before axis i
   template <class T>
   T* as() const {
     return static_cast<T*>(data);

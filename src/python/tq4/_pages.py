@@ -138,40 +138,33 @@ class PagedCache:
         cap * tanh(logit / cap). alibi_slopes, sink_logits: [num_q_heads] float32. max_seq_len: an upper bound of seq_lens that holds as long
         as a captured CUDA graph is replayed; default what the block table has room for.
         """
-        axes = len(q.shape) if hasattr(q, "shape") else 0
-        if axes not in (3, 4):
+        shape = tuple(getattr(q, "shape", ()))
+        if len(shape) not in (3, 4):
             raise ShapeError("q must be [num_seqs, num_q_heads, head_dim] or [num_seqs, q_len, num_q_heads, head_dim]")
         if out is None:
             out = framework(q).empty_like(q)
-        elif tuple(getattr(out, "shape", ())) != tuple(q.shape):
-            raise ShapeError(f"out must have q's shape {tuple(q.shape)}")
-        q4, out4, lse3 = q, out, lse
-        if axes == 3:
-            q4, out4 = q[:, None], out[:, None]
-            if lse is not None:
-                if tuple(getattr(lse, "shape", ())) != tuple(q.shape[:2]):
-                    raise ShapeError(f"lse must have shape {tuple(q.shape[:2])}")
-                lse3 = lse[:, None]
         scale = 0.0 if sm_scale is None else number(sm_scale, "sm_scale")
+        last, cap = integer(window, "window", 0), number(soft_cap, "soft_cap")
         if self.device is None:
-            self._pages.attend(self.data, q4, block_table, seq_lens, out4, lse3, scale, integer(window, "window", 0), number(soft_cap, "soft_cap"), alibi_slopes, sink_logits)
+            self._pages.attend(self.data, q, block_table, seq_lens, out, lse, scale, last, cap, alibi_slopes, sink_logits)
             return out
         if max_seq_len is None:
-            max_seq_len = int(block_table.shape[-1]) * self.block_size if hasattr(block_table, "shape") and len(block_table.shape) == 2 else 0
-        key = (q4.shape[0], q4.shape[1], q4.shape[2], max_seq_len)
+            columns = getattr(block_table, "shape", ())
+            max_seq_len = columns[1] * self.block_size if len(columns) == 2 else 0
+        key = (*shape[:-1], max_seq_len)
         with on_device(self.device):
             workspace = self._workspaces.get(key)
             if workspace is None:
                 workspace = self._workspace(key)
-            self._pages.attend(self.data, q4, block_table, seq_lens, out4, lse3, scale, integer(window, "window", 0), float(soft_cap), alibi_slopes, sink_logits, max_seq_len, False, workspace, stream)
+            self._pages.attend(self.data, q, block_table, seq_lens, out, lse, scale, last, cap, alibi_slopes, sink_logits, max_seq_len, False, workspace, stream)
         return out
 
     def _workspace(self, key: tuple[int, ...]) -> Any:
         """Kernels leave a workspace as the next call of the same shapes needs it: one of its own for each of the last 16 shapes."""
-        sizes = tuple(integer(size, "q's shape or max_seq_len", 0) for size in key)
+        num_seqs, *middle, heads, longest = (integer(size, "q's shape or max_seq_len", 0) for size in key)
         if len(self._workspaces) >= 16:
             self._workspaces.pop(next(iter(self._workspaces)))
-        room = zero_bytes((max(self._pages.workspace_bytes(self.data, *sizes), 256),), self.device)
+        room = zero_bytes((max(self._pages.workspace_bytes(self.data, num_seqs, middle[0] if middle else 1, heads, longest), 256),), self.device)
         self._workspaces[key] = room
         return room
 

@@ -249,7 +249,7 @@ def test_overhead_of_a_call():
         torch.cuda.synchronize()
         return spent / count
 
-    raw = lambda repeat: cache._pages.attend(cache.data, q[:, None], table, lens, out[:, None], None, 0.0, 0, 0.0, None, None, 1024, False, workspace, None, repeat)
+    raw = lambda repeat: cache._pages.attend(cache.data, q, table, lens, out, None, 0.0, 0, 0.0, None, None, 1024, False, workspace, None, repeat)
     python = np.median([seconds(lambda: cache.attend(q, table, lens, out), 100) for _ in range(9)])
     launch = np.median([(seconds(lambda: raw(101), 1) - seconds(lambda: raw(1), 1)) / 100 for _ in range(9)])
     print(f"PagedCache.attend {python * 1e6:.1f} us a call, of which the C++ launch {launch * 1e6:.1f} us: {(python - launch) * 1e6:.1f} us over it")
