@@ -1,6 +1,6 @@
 // Every instruction the kernels write as inline PTX, and nothing else: tensor-core products, ldmatrix, movmatrix, shared memory by 32-bit address,
 // asynchronous copies (cp.async, bulk copies with mbarriers), fences, programmatic dependent launch. One header, so that a build for the host
-// (tests/emulator) can put another in its place. Fragment layouts are those of the PTX manual (lane = 4 * row + column pair).
+// (tests/emulator/include/cuda/ptx.cuh) can put another in its place: what is added here is added there. Fragment layouts are those of the PTX manual (lane = 4 * row + column pair).
 #pragma once
 
 #include <cstdint>

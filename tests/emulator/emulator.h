@@ -10,7 +10,7 @@
 //   - when asynchronous copies arrive: at once, at any later moment, or no sooner than somebody waits. Until then their destination holds 0xff
 //     (NaN in fp16 and fp32), as does shared memory when a block begins;
 //   - which lane elect.sync names.
-// Not modelled: memory ordering between blocks (every access is sequentially consistent), caches, clusters, L2 policies, time. Fences do
+// How to run it: docs/gpu.md. Not modelled: memory ordering between blocks (every access is sequentially consistent), caches, clusters, L2 policies, time. Fences do
 // nothing. Results of mma are sums in fp32 in another order than the hardware's, ex2.approx is exp2f: compare with tolerances as on a GPU.
 #pragma once
 
