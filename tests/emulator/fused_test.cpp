@@ -73,6 +73,16 @@ TEST_F(Fused, QueryRows) {
   }
 }
 
+/// Enough tiles a warp that the stages of its ring are used again and again.
+TEST_F(Fused, RingsGoAround) {
+  for (const auto& [spec, dim] : {std::pair{"tq4", 64}, {"tq4", 128}, {"tq3", 128}, {"tq2", 128}, {"k8v4", 128}, {"tq4", 256}}) {
+    DecodeCase c = small(spec, dim);
+    c.kv_heads = 1, c.q_heads = 2;
+    c.lengths = {dim < 128 || spec[2] == '2' ? 4000 : 2500};
+    expect_right(c);
+  }
+}
+
 TEST_F(Fused, ExactPart) {
   for (const auto& [sinks, window] : {std::pair{4, 32}, {0, 20}, {20, 0}}) {
     for (const char* spec : {"tq4", "tq3"}) {
@@ -107,7 +117,6 @@ TEST_F(Fused, Options) {
   DecodeCase lengthy = small("tq4", 128);  // more than 32 pages a warp, parts of one pair in all blocks
   lengthy.lengths = {9000};
   lengthy.kv_heads = 1, lengthy.q_heads = 2;
-  emulator::options() = {5, Copies::Random, 1};
   expect_right(lengthy);
 }
 
