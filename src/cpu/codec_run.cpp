@@ -29,7 +29,7 @@ using cpu::TransformTables;
 /// everything else is quickest when a block stays in that cache itself (16 KiB of fp32), in multiples of a batch of 16.
 std::int64_t block_rows(TransformKind kind, int dim, bool encode) {
   if (kind == TransformKind::Dense) return std::max<std::int64_t>(1, 12288 / dim / 48) * 48;
-  if (kind == TransformKind::Hadamard && encode) return std::max<std::int64_t>(1, 65536 / dim / 16) * 16;
+  if (kind == TransformKind::Hadamard && encode) return std::max<std::int64_t>(1, 131072 / dim / 16) * 16;
   return std::max<std::int64_t>(1, 4096 / dim / 16) * 16;
 }
 

@@ -66,13 +66,9 @@ struct ButterflyRow {
   __m512 v[kVectors];
 
   template <bool kSigned>
-  HWY_INLINE void Load(const float* x, const float* signs) {
-#pragma GCC unroll 8
-    for (int k = 0; k < kVectors; ++k) {
-      v[k] = _mm512_loadu_ps(x + 16 * k);
-      if constexpr (kSigned) v[k] = _mm512_mul_ps(v[k], _mm512_loadu_ps(signs + 16 * k));
-      __builtin_prefetch(x + 4 * 16 * kVectors + 16 * k);  // four rows ahead
-    }
+  HWY_INLINE void Load(int k, const float* x, const float* signs) {
+    v[k] = _mm512_loadu_ps(x + 16 * k);
+    if constexpr (kSigned) v[k] = _mm512_mul_ps(v[k], _mm512_loadu_ps(signs + 16 * k));
   }
   HWY_INLINE void Stage(int a, int b) {
     const __m512 sum = _mm512_add_ps(v[a], v[b]);
@@ -93,9 +89,12 @@ struct ButterflyRow {
     v[k] = even;
     Stage(k, k + 1);
   }
-  HWY_INLINE void Stride1And2() {
+  template <bool kSigned>
+  HWY_INLINE void LoadStride1And2(const float* x, const float* signs) {
 #pragma GCC unroll 4
     for (int k = 0; k < kVectors; k += 2) {
+      Load<kSigned>(k, x, signs);
+      Load<kSigned>(k + 1, x, signs);
       Element(k);
       Element(k);
     }
@@ -175,7 +174,7 @@ struct QuantizerRow {
 
   HWY_INLINE QuantizerRow(const CellBook& codebook, const float* row, float inverse_norm)
       : book(codebook), y(row), inverse(_mm512_set1_ps(inverse_norm)) {}
-  /// The eighth part `part` of the row: a vector of 128 coordinates, half a vector's turn of 64.
+  /// The eighth part `part` of the row: a vector of 128 coordinates, nothing at every other part of 64.
   HWY_INLINE void Part(int part) {
     if (kVectors == 4 && part % 2 == 0) return;
     const int k = kVectors == 8 ? part : part / 2;
@@ -215,8 +214,7 @@ class HadamardEncoder {
     for (std::int64_t g = 0; g < 2; ++g) {
       for (int r = 0; r < 4; ++r) {
         ButterflyRow<kVectors> row;
-        row.template Load<kSigned>(x_ + (4 * g + r) * kDim, f_.signs);
-        row.Stride1And2();
+        row.template LoadStride1And2<kSigned>(x_ + (4 * g + r) * kDim, f_.signs);
         row.Stride4();
         row.Stride8And16();
         for (int h = 2; h < kVectors; h *= 2) row.Across(h);
@@ -242,24 +240,36 @@ class HadamardEncoder {
   HWY_INLINE void Row(const CellBook& book, std::int64_t g, std::int64_t ahead, int r) {
     QuantizerRow<kBits, kVectors> q(book, y_[g & 3][r], inverse_[g & 3][r]);
     ButterflyRow<kVectors> b;
+    const float* const later = x_ + (4 * ahead + r + 4) * kDim;  // four rows ahead: past the end a wish for nothing
     q.Part(0);
-    b.template Load<kSigned>(x_ + (4 * ahead + r) * kDim, f_.signs);
-    b.Stride1And2();
+    Prefetch(later, 0);
+    b.template LoadStride1And2<kSigned>(x_ + (4 * ahead + r) * kDim, f_.signs);
     q.Part(1);
+    Prefetch(later, 1);
     q.Part(2);
+    Prefetch(later, 2);
     b.Stride4();
     q.Part(3);
+    Prefetch(later, 3);
     q.Part(4);
+    Prefetch(later, 4);
     b.Stride8And16();
     q.Part(5);
+    Prefetch(later, 5);
     b.Across(2);
     q.Part(6);
+    Prefetch(later, 6);
     if constexpr (kVectors == 8) b.Across(4);
     b.Finish(y_[(g + 2) & 3][r], squares_[g & 1][r]);
     q.Part(7);
+    Prefetch(later, 7);
     _mm512_store_ps(yc_[g & 1][r], q.yc);
     _mm512_store_ps(cc_[g & 1][r], q.cc);
     q.packer.Finish(out_.codes + (4 * g + r) * (kDim * kBits / 8));
+  }
+  /// One cache line of a row, spread over the row's work: eight at once would queue behind each other. The asm keeps its place.
+  static HWY_INLINE void Prefetch(const float* row, int line) {
+    if (line < kVectors) asm volatile("prefetcht0 %0" : : "m"(row[16 * line]));
   }
   HWY_INLINE void FinishNorms(std::int64_t g) {
     const __m128 sum = SumFour(squares_[g & 1][0]);

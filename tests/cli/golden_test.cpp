@@ -46,9 +46,8 @@ class GoldenPages : public testing::TestWithParam<Case> {
   golden::Array<std::uint8_t> pages_of(const std::string& container) {
     std::string table;
     for (const std::int32_t page : block_table_.data) table += (table.empty() ? "" : ",") + std::to_string(page);
-    const Result result =
-        run_program({"convert", container, "--layout", GetParam().layout, "--block-table", table, "--num-blocks",
-                     std::to_string(cache_.shape[0]), "-o", scratch_.path("pages.h5"), "--force"});
+    const Result result = run_program({"convert", container, "--layout", GetParam().layout, "--block-table", table, "--num-blocks",
+                                       std::to_string(cache_.shape[0]), "-o", scratch_.path("pages.h5"), "--force"});
     EXPECT_EQ(result.status, 0) << result.err;
     return golden::File(scratch_.path("pages.h5")).read<std::uint8_t>("layer_000/cache");
   }
@@ -66,8 +65,16 @@ TEST_P(GoldenPages, ToAContainerAndBackIsTheSameBytes) {
   put(out, "block_table", H5T_NATIVE_INT32, block_table_);
   put(out, "seq_lens", H5T_NATIVE_INT32, file_.read<std::int32_t>(GetParam().pages + "/seq_lens"));
   H5Fclose(out);
-  std::vector<std::string> arguments{"convert", foreign, "--from-layout", GetParam().layout, "--codec", GetParam().codec, "--head-dim",
-                                     std::to_string(GetParam().dim), "-o", scratch_.path("a.tq4")};
+  std::vector<std::string> arguments{"convert",
+                                     foreign,
+                                     "--from-layout",
+                                     GetParam().layout,
+                                     "--codec",
+                                     GetParam().codec,
+                                     "--head-dim",
+                                     std::to_string(GetParam().dim),
+                                     "-o",
+                                     scratch_.path("a.tq4")};
   if (GetParam().layout == "turboquant-vllm") arguments.insert(arguments.end(), {"--kv-heads", "2"});
   const Result result = run_program(arguments);
   ASSERT_EQ(result.status, 0) << result.err;
@@ -81,7 +88,8 @@ TEST_P(GoldenPages, TheirInputsBecomeTheirBytes) {
   for (const char* side : {"k", "v"}) {
     const auto x = file_.read<float>(GetParam().inputs + "/" + side);  // [tokens, heads, dim]
     const std::size_t tokens = x.shape[0], heads = x.shape[1], dim = x.shape[2];
-    Array array{std::string("layer_000.") + side, {static_cast<std::int64_t>(heads), static_cast<std::int64_t>(tokens), GetParam().dim}, {}};
+    Array array{
+        std::string("layer_000.") + side, {static_cast<std::int64_t>(heads), static_cast<std::int64_t>(tokens), GetParam().dim}, {}};
     for (std::size_t h = 0; h < heads; ++h) {
       for (std::size_t t = 0; t < tokens; ++t) {
         for (std::size_t j = 0; j < dim; ++j) array.values.push_back(x.data[(t * heads + h) * dim + j]);
@@ -90,7 +98,8 @@ TEST_P(GoldenPages, TheirInputsBecomeTheirBytes) {
     layer.push_back(std::move(array));
   }
   write_file(scratch_.path("d.safetensors"), safetensors(layer));
-  const Result result = run_program({"compress", scratch_.path("d.safetensors"), "--codec", GetParam().codec, "-o", scratch_.path("a.tq4")});
+  const Result result =
+      run_program({"compress", scratch_.path("d.safetensors"), "--codec", GetParam().codec, "-o", scratch_.path("a.tq4")});
   ASSERT_EQ(result.status, 0) << result.err;
   const auto pages = pages_of(scratch_.path("a.tq4"));
   ASSERT_EQ(pages.shape, cache_.shape);
