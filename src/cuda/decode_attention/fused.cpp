@@ -12,6 +12,7 @@ namespace tq4::gpu {
 namespace {
 
 constexpr std::size_t kAlign = 256;
+constexpr int kLead = 2;  // experiments/decode/LOG.md
 std::size_t align(std::size_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
 
 bool has_exact(const DecodeParams& p) { return p.exact.sinks > 0 || p.exact.window > 0; }
@@ -122,6 +123,7 @@ void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
   f.group_reciprocal = (65536 + f.group - 1) / f.group;
   f.q_len = params.q_len;
   f.tiles_per_page_log2 = std::countr_zero(static_cast<unsigned>(tiles));
+  f.lead = kLead;
   f.q = params.q;
   f.out = params.out;
   f.lse = params.lse;

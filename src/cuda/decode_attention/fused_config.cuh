@@ -62,10 +62,6 @@ struct Config {
   __device__ static std::uint32_t state(int i) { return i < kWarps ? ring(i) : kPairStates + (i - kWarps) * StateBytes; }
 };
 
-#ifndef TQ4_LEAD
-#define TQ4_LEAD 2
-#endif
-constexpr int kLead = TQ4_LEAD;  // tiles a warp may be ahead of the slowest of its block before it asks for more
 constexpr int kMaxCluster = 16;  // blocks
 
 __device__ __forceinline__ std::uint32_t bf16x2_to_half2(std::uint32_t x) {

@@ -140,9 +140,7 @@ struct Kernel : Merges<C> {
   /// Keeps the warps of a block together: memory is shared by all, so that without this some end long before others, whose last tiles then
   /// travel alone. Who takes which tile stays fixed (results do not depend on it).
   __device__ __forceinline__ void keep_together(int taken) const {
-    if constexpr (kLead > 0) {
-      while (__any_sync(~0u, (int)lds32(C::kProgress + lane % kWarps * 4) + kLead < taken)) pause();
-    }
+    while (__any_sync(~0u, (int)lds32(C::kProgress + lane % kWarps * 4) + p.lead < taken)) pause();
   }
   template <class L>
   __device__ __forceinline__ void segment(const Pair& pair, int unit, int units, RowState<S>& st, const QueryFragments<S>& q, L& loader,
