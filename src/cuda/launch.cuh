@@ -13,7 +13,6 @@ struct LaunchShape {
   unsigned threads;
   std::size_t shared_bytes;  ///< dynamic shared memory of a block
   cudaStream_t stream;
-  unsigned cluster = 1;  ///< blocks a cluster
 };
 
 /// Launches and reports errors as `what`.
@@ -23,40 +22,20 @@ void launch_kernel(const char* what, const LaunchShape& shape, void (*kernel)(Pa
   check_launch(what);
 }
 
-/// A shape as the runtime takes it, with programmatic dependent launch.
-struct EarlyLaunch {
-  cudaLaunchAttribute attributes[2]{};
-  cudaLaunchConfig_t config{};
-  explicit EarlyLaunch(const LaunchShape& shape) {
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = shape.cluster;
-    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    config.gridDim = shape.blocks;
-    config.blockDim = dim3(shape.threads);
-    config.dynamicSmemBytes = shape.shared_bytes;
-    config.stream = shape.stream;
-    config.attrs = attributes;
-    config.numAttrs = shape.cluster > 1 ? 2 : 1;
-  }
-};
-
 /// Likewise with programmatic dependent launch: the kernel begins before the one ahead of it in the stream has ended (ptx.cuh has the other half).
 template <class... Params, class... Args>
 void launch_kernel_early(const char* what, const LaunchShape& shape, void (*kernel)(Params...), const Args&... args) {
-  const EarlyLaunch launch(shape);
-  check(cudaLaunchKernelEx(&launch.config, kernel, args...), what);
-}
-
-/// How many clusters of this shape the current device runs at once; 0 when it does not offer the size.
-template <class... Params>
-int clusters_at_once(const LaunchShape& shape, void (*kernel)(Params...)) {
-  const EarlyLaunch launch(shape);
-  int n = 0;
-  if (cudaOccupancyMaxActiveClusters(&n, kernel, &launch.config) == cudaSuccess) return n;
-  cudaGetLastError();
-  return 0;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.blocks;
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = shape.stream;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, args...), what);
 }
 
 }  // namespace tq4::gpu

@@ -114,7 +114,6 @@ template <int Pending>
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
-__device__ __forceinline__ void copy_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // ---- Bulk copies and the mbarriers that announce them (sm_90) ----
 
@@ -145,38 +144,12 @@ __device__ __forceinline__ void bulk_load(std::uint32_t dst, const std::uint8_t*
       "r"(dst), "l"(codes), "l"(scales), "l"(policy), "n"(CodeBytes + ScaleBytes), "n"(CodeBytes), "n"(ScaleBytes), "r"(dst + CodeBytes)
       : "memory");
 }
-/// Ordinary accesses of shared memory by this thread before it (mbarrier_init() too) come before the bulk copies after it.
+/// mbarrier_init() of this thread is seen by the asynchronous copies.
+__device__ __forceinline__ void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+/// Ordinary accesses of shared memory before it come before the bulk copies after it.
 __device__ __forceinline__ void fence_bulk_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- Thread blocks of a cluster (sm_90) ----
-
-__device__ __forceinline__ int cluster_rank() {
-  std::uint32_t v;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(v));
-  return (int)v;
-}
-__device__ __forceinline__ int cluster_blocks() {
-  std::uint32_t v;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(v));
-  return (int)v;
-}
-/// The barrier of a cluster, called by all threads: what was written before arrive is seen after wait.
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-/// A float from shared-memory address `a` of block `rank` of the cluster.
-__device__ __forceinline__ float lds_cluster(std::uint32_t a, int rank) {
-  float v;
-  asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %1, %2;\nld.shared::cluster.f32 %0, [remote];\n}\n"
-               : "=f"(v)
-               : "r"(a), "r"(rank)
-               : "memory");
-  return v;
-}
-
 // ---- Between thread blocks and launches ----
-
-/// Some tens of nanoseconds without work, in a loop that a whole warp polls in.
-__device__ __forceinline__ void pause() { asm volatile("nanosleep.u32 32;"); }
 
 /// Adds 1 and returns what was there: releases this thread's writes to global memory, acquires those of the blocks counted before.
 __device__ __forceinline__ std::uint32_t count_acq_rel(std::uint32_t* counter) {

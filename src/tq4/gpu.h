@@ -192,7 +192,7 @@ struct DecodeParams {
 };
 /// Depends on shapes and max_seq_len only.
 std::size_t decode_workspace_bytes(const DeviceCodec& codec, const DecodeParams& params);
-/// The path a call takes: "fused-sm90", "fused-sm90-cluster" (one sequence), "general" ; throws Unsupported with the reason when none does.
+/// The path a call takes: "fused-sm90", "general", ... ; throws Unsupported with the reason when none does.
 std::string decode_path(const DeviceCodec& codec, const DecodeParams& params);
 void decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream);
 

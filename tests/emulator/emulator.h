@@ -2,7 +2,7 @@
 // C++ against the headers of tests/emulator/include: <cuda_runtime.h> and its kin (keywords, types, intrinsics, a small runtime on malloc),
 // cuda/ptx.cuh (what our kernels write as PTX) and cuda/launch.cuh (launches). This header is what those and the tests use of the engine.
 //
-// Every thread of a block is a fiber with a stack of its own; blocks run one after the other, those of a cluster together. __syncthreads, __syncwarp, shuffles, votes, ldmatrix,
+// Every thread of a block is a fiber with a stack of its own; blocks run one after the other. __syncthreads, __syncwarp, shuffles, votes, ldmatrix,
 // mma and their like are meeting points: the last lane to arrive does the work for all. Lanes that meet at different points, a barrier
 // that not all reach, a misaligned or out-of-range shared-memory access, a wait nobody will end: each is an Error with the place in words.
 // What real hardware leaves open is drawn from a seed, so that code that relies on luck fails for some seed and always for the same one:
@@ -10,8 +10,8 @@
 //   - when asynchronous copies arrive: at once, at any later moment, or no sooner than somebody waits. Until then their destination holds 0xff
 //     (NaN in fp16 and fp32), as does shared memory when a block begins;
 //   - which lane elect.sync names.
-// How to run it: docs/gpu.md. Not modelled: memory ordering between blocks (every access is sequentially consistent), caches, L2 policies,
-// time. Fences do nothing. Results of mma are sums in fp32 in another order than the hardware's, ex2.approx is exp2f: compare with tolerances as on a GPU.
+// How to run it: docs/gpu.md. Not modelled: memory ordering between blocks (every access is sequentially consistent), caches, clusters, L2 policies, time. Fences do
+// nothing. Results of mma are sums in fp32 in another order than the hardware's, ex2.approx is exp2f: compare with tolerances as on a GPU.
 #pragma once
 
 #include <cstddef>
@@ -42,10 +42,8 @@ struct Index {
   unsigned x, y, z;
 };
 
-/// kernel() on every thread of `blocks` thread blocks of `threads` threads with `shared_bytes` of dynamic shared memory, in clusters of `cluster`
-/// blocks along x. Throws Error.
-void emulate(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel,
-             unsigned cluster = 1);
+/// kernel() on every thread of `blocks` thread blocks of `threads` threads with `shared_bytes` of dynamic shared memory. Throws Error.
+void emulate(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel);
 
 // ---- For the headers that stand in for CUDA's: what a thread does ----
 
@@ -70,16 +68,6 @@ constexpr std::uint32_t kSharedEnd = 228 << 10;  ///< of an SM's shared memory
 using WarpWork = void (*)(void* const* operands);
 void meet(const char* what, std::uint32_t mask, void* operand, WarpWork work);
 void barrier();
-
-// Clusters: the barrier of all threads of the cluster in two halves, and the shared memory of its block `rank`, which must not have ended.
-int cluster_rank();
-int cluster_blocks();
-void cluster_arrive();
-void cluster_wait();
-std::uint8_t* shared_of(int rank, std::uint32_t address, std::size_t bytes);
-
-/// The current warp polls for something: others go first.
-void pause();
 
 /// Draws below n of the seed's stream.
 std::uint32_t draw(std::uint32_t n);

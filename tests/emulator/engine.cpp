@@ -16,7 +16,7 @@ namespace tq4::emulator {
 namespace {
 
 constexpr std::size_t kStackBytes = std::size_t{192} << 10;
-constexpr unsigned kMaxThreads = 1024, kMaxCluster = 16;
+constexpr unsigned kMaxThreads = 1024;
 
 struct Copy {
   std::uint32_t to;
@@ -26,18 +26,14 @@ struct Copy {
 };
 
 /// What a thread waits for.
-enum class State { Ready, Meeting, Barrier, Mbarrier, Cluster, Done };
-
-struct Block;
+enum class State { Ready, Meeting, Barrier, Mbarrier, Done };
 
 struct Lane {
   Fiber fiber;
-  Block* block = nullptr;
   Index index{};
   int warp = 0, lane = 0;
   State state = State::Ready;
   std::uint32_t bar = 0, parity = 0;
-  int cluster_phase = 0;                  // of the cluster's barrier it arrived at
   std::vector<std::vector<Copy>> groups;  // cp.async: committed ones, oldest first
   std::vector<Copy> open;
 };
@@ -61,21 +57,6 @@ struct Mbarrier {  // 8 bytes in shared memory
 };
 static_assert(sizeof(Mbarrier) == 8);
 
-struct alignas(1024) Line {
-  std::uint8_t bytes[1024];
-};
-
-/// A thread block: alone, or one of a cluster, whose blocks run together.
-struct Block {
-  Index index{};
-  std::vector<Line> memory = std::vector<Line>(kSharedEnd / sizeof(Line));
-  std::vector<std::unique_ptr<Lane>> lanes;
-  std::vector<Warp> warps;
-  std::vector<Copy> bulk;
-  unsigned live = 0, at_barrier = 0;
-  std::uint8_t* shared() { return reinterpret_cast<std::uint8_t*>(memory.data()); }
-};
-
 Options options_from_environment() {
   Options o;
   const char* text = std::getenv("TQ4_EMULATOR");
@@ -94,19 +75,16 @@ Options options_from_environment() {
 class Engine {
  public:
   Engine() {
-    void* memory =
-        mmap(nullptr, kMaxCluster * kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory = mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     stacks_ = static_cast<std::uint8_t*>(memory);
-    blocks_.push_back(std::make_unique<Block>());
-    block_now_ = blocks_[0].get();
+    shared_memory_.resize(kSharedEnd / sizeof(Line));
   }
-  ~Engine() { munmap(stacks_, kMaxCluster * kMaxThreads * kStackBytes); }
+  ~Engine() { munmap(stacks_, kMaxThreads * kStackBytes); }
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  void launch(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel,
-              unsigned cluster) {
+  void launch(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
     if (current_) fail("a kernel launches another");
     name_ = name;
     if (threads == 0 || threads > kMaxThreads || blocks.x == 0 || blocks.y == 0 || blocks.z == 0 || blocks.y > 65535 || blocks.z > 65535)
@@ -114,26 +92,20 @@ class Engine {
                   std::to_string(blocks.z) + " blocks of " + std::to_string(threads) + " threads cannot be launched");
     if (kSharedBase + shared_bytes > kSharedEnd)
       throw Error(std::string(name) + ": " + std::to_string(shared_bytes) + " bytes of dynamic shared memory are more than there are");
-    if (cluster == 0 || cluster > kMaxCluster || blocks.x % cluster != 0)
-      throw Error(std::string(name) + ": " + std::to_string(blocks.x) + " blocks do not make clusters of " + std::to_string(cluster));
     grid_ = blocks;
-    cluster_ = cluster;
     block_ = {threads, 1, 1};
     shared_bytes_ = shared_bytes;
     kernel_ = &kernel;
     state_ = options().seed * 0x9e3779b97f4a7c15ull + 1;
-    std::vector<std::uint64_t> order(static_cast<std::uint64_t>(blocks.x / cluster) * blocks.y * blocks.z);
+    std::vector<std::uint64_t> order(static_cast<std::uint64_t>(blocks.x) * blocks.y * blocks.z);
     std::iota(order.begin(), order.end(), 0);
     if (options().seed != 0) {
       for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[draw(static_cast<std::uint32_t>(i))]);
     }
-    while (blocks_.size() < cluster) blocks_.push_back(std::make_unique<Block>());
     for (const std::uint64_t b : order) {
-      const unsigned along = blocks.x / cluster;
-      for (unsigned r = 0; r < cluster; ++r)
-        blocks_[r]->index = {static_cast<unsigned>(b % along) * cluster + r, static_cast<unsigned>(b / along % blocks.y),
-                             static_cast<unsigned>(b / along / blocks.y)};
-      run_cluster(threads);
+      block_index_ = {static_cast<unsigned>(b % blocks.x), static_cast<unsigned>(b / blocks.x % blocks.y),
+                      static_cast<unsigned>(b / blocks.x / blocks.y)};
+      run_block(threads);
     }
   }
 
@@ -151,19 +123,16 @@ class Engine {
   }
   std::string where(const Lane& l) const {
     const auto triple = [](const Index& i) { return std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z); };
-    return std::string(name_) + " block " + triple(l.block->index) + " warp " + std::to_string(l.warp) + " lane " + std::to_string(l.lane);
+    return std::string(name_) + " block " + triple(block_index_) + " warp " + std::to_string(l.warp) + " lane " + std::to_string(l.lane);
   }
 
   Lane& current() { return *current_; }
   const Lane* current_or_null() const { return current_; }
-  const Index& block_index() const { return block_now_->index; }
+  const Index& block_index() const { return block_index_; }
   const Index& block_size() const { return block_; }
   const Index& grid_size() const { return grid_; }
 
-  int cluster_rank() const { return static_cast<int>(block_now_->index.x % cluster_); }
-  int cluster_blocks() const { return static_cast<int>(cluster_); }
-
-  std::uint8_t* shared_base() { return block_now_->shared(); }
+  std::uint8_t* shared_base() { return reinterpret_cast<std::uint8_t*>(shared_memory_.data()); }
   std::uint8_t* shared(std::uint32_t address, std::size_t bytes, std::size_t alignment) {
     if (address % alignment != 0)
       fail("shared-memory access of " + std::to_string(bytes) + " bytes at address " + std::to_string(address) + " is misaligned");
@@ -188,15 +157,14 @@ class Engine {
 
   void meet(const char* what, std::uint32_t mask, void* operand, WarpWork work) {
     Lane& me = *current_;
-    auto& lanes = me.block->lanes;
-    Warp& warp = me.block->warps[static_cast<std::size_t>(me.warp)];
+    Warp& warp = warps_[static_cast<std::size_t>(me.warp)];
     const std::uint32_t bit = 1u << me.lane;
     if ((mask & bit) == 0) fail(std::string(what) + ": the mask lacks the calling lane");
     auto group = std::find_if(warp.groups.begin(), warp.groups.end(), [&](const Group& g) { return (g.mask & mask) != 0; });
     if (group == warp.groups.end()) {
       for (int l = 0; l < 32; ++l) {
         const std::size_t thread = static_cast<std::size_t>(me.warp) * 32 + static_cast<std::size_t>(l);
-        if ((mask >> l & 1) != 0 && (thread >= lanes.size() || lanes[thread]->state == State::Done))
+        if ((mask >> l & 1) != 0 && (thread >= lanes_.size() || lanes_[thread]->state == State::Done))
           fail(std::string(what) + ": lane " + std::to_string(l) + " of the mask has ended");
       }
       warp.groups.push_back({});
@@ -214,7 +182,7 @@ class Engine {
     }
     if (work) work(group->operands);
     for (int l = 0; l < 32; ++l) {
-      if ((mask >> l & 1) != 0 && l != me.lane) lanes[static_cast<std::size_t>(me.warp * 32 + l)]->state = State::Ready;
+      if ((mask >> l & 1) != 0 && l != me.lane) lanes_[static_cast<std::size_t>(me.warp * 32 + l)]->state = State::Ready;
     }
     warp.groups.erase(group);
     ++warp.meetings;
@@ -222,34 +190,13 @@ class Engine {
   }
 
   void barrier() {
-    Block& block = *block_now_;
-    ++block.at_barrier;
-    if (block.at_barrier == block.live) {
-      release_barrier(block);
+    ++at_barrier_;
+    if (at_barrier_ == live_) {
+      release_barrier();
       wait(State::Ready);
     } else {
       wait(State::Barrier);
     }
-  }
-
-  // ---- Clusters ----
-
-  /// The turn ends with this round: others go first.
-  void pause() { paused_ = true; }
-
-  void cluster_arrive() {
-    current_->cluster_phase = cluster_phase_;
-    ++cluster_arrived_;
-    pass_cluster_barrier();
-  }
-  void cluster_wait() {
-    while (current_->cluster_phase == cluster_phase_) wait(State::Cluster);
-  }
-  std::uint8_t* shared_of(int rank, std::uint32_t address, std::size_t bytes) {
-    if (rank < 0 || rank >= cluster_blocks()) fail("the cluster has no block " + std::to_string(rank));
-    Block& other = *blocks_[static_cast<std::size_t>(rank)];
-    if (other.live == 0) fail("shared memory of block " + std::to_string(rank) + " of the cluster is read after that block's end");
-    return other.shared() + (shared(address, bytes, bytes) - shared_base());
   }
 
   // ---- Asynchronous copies ----
@@ -304,12 +251,14 @@ class Engine {
     if (c.bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(c.from) % 16 != 0) fail("cp.async.bulk: source or size is no multiple of 16");
     std::uint8_t* to = shared(c.to, static_cast<std::size_t>(c.bytes), 16);
     std::memset(to, 0xff, static_cast<std::size_t>(c.bytes));
-    auto& bulk = block_now_->bulk;
-    bulk.push_back(c);
-    if (arrives_now()) arrive(*block_now_, bulk.size() - 1);
+    bulk_.push_back(c);
+    if (arrives_now()) arrive(bulk_.size() - 1);
   }
 
  private:
+  struct alignas(1024) Line {
+    std::uint8_t bytes[1024];
+  };
   bool arrives_now() { return options().copies == Copies::Eager || (options().copies == Copies::Random && draw(3) == 0); }
 
   void deliver(const Copy& c) {
@@ -318,40 +267,27 @@ class Engine {
     std::memset(to + c.valid, 0, static_cast<std::size_t>(c.bytes - c.valid));
   }
   /// Bulk copy i reaches shared memory and its mbarrier.
-  void arrive(Block& block, std::size_t i) {
-    Block* const now = block_now_;
-    block_now_ = &block;
-    const Copy c = block.bulk[i];
-    block.bulk.erase(block.bulk.begin() + static_cast<std::ptrdiff_t>(i));
+  void arrive(std::size_t i) {
+    const Copy c = bulk_[i];
+    bulk_.erase(bulk_.begin() + static_cast<std::ptrdiff_t>(i));
     deliver(c);
     Mbarrier& m = *reinterpret_cast<Mbarrier*>(shared_base() + c.bar);
     m.bytes -= c.bytes;
     complete(c.bar, m);
-    block_now_ = now;
   }
   void complete(std::uint32_t bar, Mbarrier& m) {
     if (m.pending != 0 || m.bytes != 0) return;
     m.phase ^= 1;
     m.pending = m.count;
-    for (const auto& l : block_now_->lanes) {
+    for (const auto& l : lanes_) {
       if (l->state == State::Mbarrier && l->bar == bar) l->state = State::Ready;
     }
   }
 
-  static void release_barrier(Block& block) {
-    block.at_barrier = 0;
-    for (const auto& l : block.lanes) {
+  void release_barrier() {
+    at_barrier_ = 0;
+    for (const auto& l : lanes_) {
       if (l->state == State::Barrier) l->state = State::Ready;
-    }
-  }
-  void pass_cluster_barrier() {
-    if (cluster_arrived_ == 0 || cluster_arrived_ != live_) return;
-    cluster_arrived_ = 0;
-    ++cluster_phase_;
-    for (unsigned r = 0; r < cluster_; ++r) {
-      for (const auto& l : blocks_[r]->lanes) {
-        if (l->state == State::Cluster) l->state = State::Ready;
-      }
     }
   }
 
@@ -368,110 +304,81 @@ class Engine {
       engine.error_ = std::current_exception();
     }
     me.state = State::Done;
-    Block& block = *me.block;
     --engine.live_;
-    --block.live;
-    if (block.live > 0 && block.at_barrier == block.live) release_barrier(block);
-    engine.pass_cluster_barrier();
+    if (engine.live_ > 0 && engine.at_barrier_ == engine.live_) engine.release_barrier();
     me.fiber.leave(engine.scheduler_);
   }
 
-  void prepare(Block& block, unsigned threads, std::uint8_t* stacks) {
-    std::memset(block.shared(), 0xff, kSharedEnd);
-    block.warps.assign((threads + 31) / 32, Warp{});
-    block.bulk.clear();
-    while (block.lanes.size() > threads) block.lanes.pop_back();
+  void run_block(unsigned threads) {
+    std::memset(shared_base(), 0xff, kSharedEnd);
+    warps_.assign((threads + 31) / 32, Warp{});
+    bulk_.clear();
+    error_ = nullptr;
+    while (lanes_.size() > threads) lanes_.pop_back();
     for (unsigned t = 0; t < threads; ++t) {
-      if (block.lanes.size() <= t) block.lanes.push_back(std::make_unique<Lane>());
-      Lane& l = *block.lanes[t];
-      l.block = &block;
+      if (lanes_.size() <= t) lanes_.push_back(std::make_unique<Lane>());
+      Lane& l = *lanes_[t];
       l.index = {t, 0, 0};
       l.warp = static_cast<int>(t / 32);
       l.lane = static_cast<int>(t % 32);
       l.state = State::Ready;
       l.groups.clear();
       l.open.clear();
-      l.fiber.prepare(stacks + t * kStackBytes, kStackBytes, enter, this);
+      l.fiber.prepare(stacks_ + t * kStackBytes, kStackBytes, enter, this);
     }
-    block.live = threads;
-    block.at_barrier = 0;
-  }
-  /// The first cluster_ of blocks_, their indices set.
-  void run_cluster(unsigned threads) {
-    for (unsigned r = 0; r < cluster_; ++r) prepare(*blocks_[r], threads, stacks_ + r * kMaxThreads * kStackBytes);
-    error_ = nullptr;
-    live_ = cluster_ * threads;
-    cluster_arrived_ = 0;
-    cluster_phase_ = 0;
+    live_ = threads;
+    at_barrier_ = 0;
     schedule();
     current_ = nullptr;
-    bool left = false;
-    for (unsigned r = 0; r < cluster_; ++r) {
-      left |= !blocks_[r]->bulk.empty();
-      blocks_[r]->bulk.clear();
+    if (error_) {
+      bulk_.clear();
+      std::rethrow_exception(error_);
     }
-    if (error_) std::rethrow_exception(error_);
-    if (left) throw Error(std::string(name_) + ": the block ended with bulk copies under way");  // nobody waited for them
+    while (!bulk_.empty()) {  // nobody waited for them
+      throw Error(std::string(name_) + ": the block ended with bulk copies under way");
+    }
   }
 
-  static bool ready(const Block& block, std::size_t warp) {
-    for (std::size_t t = warp * 32; t < std::min(block.lanes.size(), warp * 32 + 32); ++t) {
-      if (block.lanes[t]->state == State::Ready) return true;
+  bool ready(std::size_t warp) const {
+    for (std::size_t t = warp * 32; t < std::min(lanes_.size(), warp * 32 + 32); ++t) {
+      if (lanes_[t]->state == State::Ready) return true;
     }
     return false;
   }
 
   void schedule() {
-    std::size_t last = 0;
+    std::size_t warp = 0;
     while (live_ > 0 && !error_) {
       if (options().copies == Copies::Random) {
-        for (unsigned r = 0; r < cluster_; ++r) {
-          for (std::size_t i = blocks_[r]->bulk.size(); i-- > 0;) {
-            if (draw(4) == 0) arrive(*blocks_[r], i);
-          }
+        for (std::size_t i = bulk_.size(); i-- > 0;) {
+          if (draw(4) == 0) arrive(i);
         }
       }
-      const std::size_t warps = blocks_[0]->warps.size(), all = warps * cluster_;
-      const auto ready_at = [&](std::size_t w) { return ready(*blocks_[w / warps], w % warps); };
-      std::size_t looked = 0, warp = paused_ ? (last + 1) % all : draw(static_cast<std::uint32_t>(all));
-      const bool poller = paused_;
-      paused_ = false;
-      while (looked < all && !ready_at(warp)) warp = (warp + 1) % all, ++looked;
-      if (poller && draw(4) == 0) arrive_one();  // time passes for those who poll
-      if (looked < all) {
-        block_now_ = blocks_[warp / warps].get();
-        last = warp;
-        run_warp(warp % warps);
-        continue;
+      std::size_t looked = 0;
+      warp = options().seed == 0 ? 0 : draw(static_cast<std::uint32_t>(warps_.size()));
+      while (looked < warps_.size() && !ready(warp)) warp = (warp + 1) % warps_.size(), ++looked;
+      if (looked < warps_.size()) {
+        run_warp(warp);
+      } else if (!bulk_.empty()) {
+        arrive(draw(static_cast<std::uint32_t>(bulk_.size())));
+      } else {
+        stuck();
       }
-      if (!arrive_one()) stuck();
     }
-  }
-  /// One of the bulk copies under way arrives; false when there is none.
-  bool arrive_one() {
-    std::vector<unsigned> waiting;  // blocks whose copies may arrive
-    for (unsigned r = 0; r < cluster_; ++r) {
-      if (!blocks_[r]->bulk.empty()) waiting.push_back(r);
-    }
-    if (waiting.empty()) return false;
-    Block& block = *blocks_[waiting[draw(static_cast<std::uint32_t>(waiting.size()))]];
-    arrive(block, draw(static_cast<std::uint32_t>(block.bulk.size())));
-    return true;
   }
 
   /// Some meetings' worth of one warp's lanes, in a direction that changes from turn to turn.
   void run_warp(std::size_t warp) {
-    auto& lanes = block_now_->lanes;
-    Warp& w = block_now_->warps[warp];
+    Warp& w = warps_[warp];
     const int until = w.meetings + 1 + static_cast<int>(options().seed == 0 ? 1000000 : draw(24));
-    const std::size_t first = warp * 32, count = std::min<std::size_t>(lanes.size() - first, 32);
+    const std::size_t first = warp * 32, count = std::min<std::size_t>(lanes_.size() - first, 32);
     const bool down = draw(2) == 1;
     const std::size_t start = draw(static_cast<std::uint32_t>(count));
-    while (w.meetings < until && !error_ && !paused_) {
+    while (w.meetings < until && !error_) {
       bool any = false;
       for (std::size_t i = 0; i < count && !error_; ++i) {
         const std::size_t turn = (start + i) % count;
-        Lane& l = *lanes[first + (down ? count - 1 - turn : turn)];
+        Lane& l = *lanes_[first + (down ? count - 1 - turn : turn)];
         if (l.state != State::Ready) continue;
         any = true;
         current_ = &l;
@@ -483,36 +390,34 @@ class Engine {
 
   void stuck() {
     std::string text = std::string(name_) + ": nothing can go on. ";
-    for (unsigned r = 0; r < cluster_; ++r) {
-      for (const auto& l : blocks_[r]->lanes) {
-        if (l->state == State::Done || l->state == State::Ready || text.size() > 2000) continue;
-        text += where(*l) + " waits at ";
-        if (l->state == State::Barrier) text += "__syncthreads";
-        if (l->state == State::Cluster) text += "the cluster's barrier";
-        if (l->state == State::Mbarrier) text += "mbarrier " + std::to_string(l->bar) + " parity " + std::to_string(l->parity);
-        if (l->state == State::Meeting) {
-          for (const Group& g : blocks_[r]->warps[static_cast<std::size_t>(l->warp)].groups) {
-            if ((g.arrived >> l->lane & 1) != 0) text += g.what;
-          }
+    for (const auto& l : lanes_) {
+      if (l->state == State::Done || l->state == State::Ready) continue;
+      current_ = l.get();
+      text += where(*l) + " waits at ";
+      if (l->state == State::Barrier) text += "__syncthreads";
+      if (l->state == State::Mbarrier) text += "mbarrier " + std::to_string(l->bar) + " parity " + std::to_string(l->parity);
+      if (l->state == State::Meeting) {
+        for (const Group& g : warps_[static_cast<std::size_t>(l->warp)].groups) {
+          if ((g.arrived >> l->lane & 1) != 0) text += g.what;
         }
-        text += "; ";
       }
+      text += "; ";
+      if (text.size() > 2000) break;
     }
     error_ = std::make_exception_ptr(Error(text));
   }
 
   const char* name_ = "";
   std::uint8_t* stacks_;
+  std::vector<Line> shared_memory_;
   std::size_t shared_bytes_ = 0;
-  std::vector<std::unique_ptr<Block>> blocks_;  // of the cluster that runs
-  Block* block_now_ = nullptr;
-  unsigned cluster_ = 1, cluster_arrived_ = 0;
-  int cluster_phase_ = 0;
-  bool paused_ = false;
+  std::vector<std::unique_ptr<Lane>> lanes_;
+  std::vector<Warp> warps_;
+  std::vector<Copy> bulk_;
   Lane* current_ = nullptr;
   FiberPlace scheduler_;
-  unsigned live_ = 0;  // threads of the cluster
-  Index grid_{}, block_{};
+  unsigned live_ = 0, at_barrier_ = 0;
+  Index grid_{}, block_{}, block_index_{};
   const std::function<void()>* kernel_ = nullptr;
   std::exception_ptr error_;
   std::uint64_t state_ = 1;
@@ -530,17 +435,9 @@ Options& options() {
   return o;
 }
 
-void emulate(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel,
-             unsigned cluster) {
-  engine().launch(name, blocks, threads, shared_bytes, kernel, cluster);
+void emulate(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
+  engine().launch(name, blocks, threads, shared_bytes, kernel);
 }
-
-int cluster_rank() { return engine().cluster_rank(); }
-int cluster_blocks() { return engine().cluster_blocks(); }
-void cluster_arrive() { engine().cluster_arrive(); }
-void cluster_wait() { engine().cluster_wait(); }
-void pause() { engine().pause(); }
-std::uint8_t* shared_of(int rank, std::uint32_t address, std::size_t bytes) { return engine().shared_of(rank, address, bytes); }
 
 const Index& thread_index() { return engine().current().index; }
 const Index& block_index() { return engine().block_index(); }

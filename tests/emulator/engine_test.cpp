@@ -4,7 +4,6 @@
 #include <cuda_fp16.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -173,7 +172,7 @@ bool ring(bool wait, bool order) {
   emulate("k", {1, 1, 1}, 32, 1024, [&] {
     constexpr std::uint32_t kRing = kSharedBase + 64;
     if (threadIdx.x < kStages) gpu::mbarrier_init(kSharedBase + threadIdx.x * 8);
-    gpu::fence_bulk_copies();
+    gpu::fence_mbarrier_init();
     __syncwarp();
     const auto ask = [&](int tile) {
       if (tile < kTiles)
@@ -204,43 +203,6 @@ TEST_F(Emulator, BulkCopies) {
               }
             }),
             16);
-}
-
-TEST_F(Emulator, Clusters) {
-  std::vector<float> sums(6);
-  const auto kernel = [&](bool leaves) {
-    if (threadIdx.x == 0) gpu::sts32(kSharedBase, __float_as_uint(static_cast<float>(blockIdx.x + 1)));
-    gpu::cluster_arrive();
-    gpu::cluster_wait();
-    if (leaves && gpu::cluster_rank() != 0) return;
-    if (threadIdx.x == 0) {
-      sums[blockIdx.x] = 0;
-      for (int r = 0; r < gpu::cluster_blocks(); ++r) sums[blockIdx.x] += gpu::lds_cluster(kSharedBase, r);
-    }
-    gpu::cluster_arrive();
-    gpu::cluster_wait();
-  };
-  EXPECT_EQ(right_of_48([&] {
-              std::fill(sums.begin(), sums.end(), 0.f);
-              emulate(
-                  "k", {6, 1, 1}, 64, 1024, [&] { kernel(false); }, 3);
-              return sums == std::vector<float>{6, 6, 6, 15, 15, 15};
-            }),
-            48);
-  int found = 0;  // a block that leaves while another reads its shared memory
-  right_of_48([&] {
-    try {
-      emulate(
-          "k", {6, 1, 1}, 64, 1024, [&] { kernel(true); }, 3);
-    } catch (const Error& e) {
-      found += std::string(e.what()).find("after that block's end") != std::string::npos ? 1 : 0;
-    }
-    return true;
-  });
-  EXPECT_GT(found, 24);
-  EXPECT_THROW(emulate(
-                   "k", {4, 1, 1}, 32, 0, [] {}, 3),
-               Error);
 }
 
 TEST_F(Emulator, FindsBrokenRules) {

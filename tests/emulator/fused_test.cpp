@@ -18,13 +18,12 @@ constexpr Schedule kSchedules[] = {{0, Copies::Eager, 1}, {1, Copies::Lazy, 3}, 
 class Fused : public testing::Test {
  protected:
   ~Fused() override { emulator::options() = before_; }
-  static void expect_right(const DecodeCase& c, const std::string& path = "fused-sm90") {
-    for (Schedule s : kSchedules) {
-      if (path != "fused-sm90") s.blocks = s.blocks == 1 ? 32 : 8;  // clusters fill the device
+  static void expect_right(const DecodeCase& c) {
+    for (const Schedule& s : kSchedules) {
       SCOPED_TRACE(c.spec + " d" + std::to_string(c.dim) + " seed " + std::to_string(s.seed) + " blocks " + std::to_string(s.blocks));
       emulator::options() = {s.seed, s.copies, s.blocks};
       DecodeProblem problem(c, 3);
-      ASSERT_EQ(problem.path(), path);
+      ASSERT_EQ(problem.path(), "fused-sm90");
       for (int run = 0; run < 2; ++run) {  // the second finds the counters as the first left them
         problem.run();
         const DecodeErrors e = problem.errors();
@@ -49,18 +48,6 @@ class Fused : public testing::Test {
  private:
   emulator::Options before_ = emulator::options();
 };
-
-TEST_F(Fused, OneSequenceInClusters) {
-  for (const int length : {0, 1, 37, 700}) {
-    DecodeCase c = small("tq4", 128);
-    c.lengths = {length};
-    expect_right(c, "fused-sm90-cluster");
-    c.exact_sinks = 4, c.exact_window = 32, c.exact_rotated = true;
-    c.calibration = {true, true, false};
-    c.key_mean = 0.3f;
-    if (length <= 37) expect_right(c, "fused-sm90-cluster");
-  }
-}
 
 TEST_F(Fused, Codecs) {
   for (const auto& [spec, dim] : {std::pair{"tq4", 64},
@@ -128,7 +115,7 @@ TEST_F(Fused, Options) {
   many.lengths.assign(20, 20);
   expect_right(many);
   DecodeCase lengthy = small("tq4", 128);  // more than 32 pages a warp, parts of one pair in all blocks
-  lengthy.lengths = {9000, 3};
+  lengthy.lengths = {9000};
   lengthy.kv_heads = 1, lengthy.q_heads = 2;
   expect_right(lengthy);
 }

@@ -234,43 +234,6 @@ TEST(Decode, FusedPathServesWhatItSays) {
   expect_right(many);
 }
 
-TEST(Decode, OneSequenceInClusters) {
-  TQ4_REQUIRE_DEVICE();
-  if (device_info(0).compute_major != 9) GTEST_SKIP() << "the fused path is for sm_90";
-  DecodeCase base;
-  base.kv_heads = device_info(0).sm_count >= 128 ? 8 : 2;
-  base.q_heads = 4 * base.kv_heads;
-  base.lengths = {100};
-  if (DecodeProblem(base, 5).path() != "fused-sm90-cluster")
-    GTEST_SKIP() << "this device does not run a cluster of blocks for each of " << base.kv_heads << " heads at once";
-  for (const int length : {0, 1, 16, 17, 300, base.kv_heads == 8 ? 12345 : 1029}) {
-    DecodeCase c = base;
-    c.lengths = {length};
-    expect_right_on_path(c, 1);
-  }
-  for (const char* spec : {"k4v3", "tq3", "tq4-2d"}) {
-    DecodeCase c = base;
-    c.spec = spec;
-    c.lengths = {333};
-    expect_right_on_path(c, 1);
-  }
-  DecodeCase wide = base, bf16 = base, window = base, exact = base, calibrated = base, outside = base, speculative = base;
-  wide.q_heads = 7 * base.kv_heads, wide.lengths = {177};
-  bf16.dtype = DType::BF16, bf16.lengths = {200};
-  window.window = 90, window.lengths = {400};
-  exact.exact_sinks = 4, exact.exact_window = 64, exact.exact_rotated = true, exact.lengths = {300};
-  calibrated.calibration = {true, true, false}, calibrated.key_mean = 0.3f, calibrated.lengths = {100};
-  outside.q_rotated = outside.out_rotated = true, outside.lengths = {100};
-  speculative.q_len = 2, speculative.lengths = {70};
-  for (const DecodeCase& c : {wide, bf16, window, exact, calibrated, outside, speculative}) {
-    EXPECT_EQ(DecodeProblem(c, 5).path(), "fused-sm90-cluster") << describe(c);
-    expect_right_on_path(c, 1);
-  }
-  exact.calibration = calibrated.calibration, exact.key_mean = 0.3f;
-  exact.lengths = {40};
-  expect_right_on_path(exact, 1);
-}
-
 TEST(Decode, FusedExactPart) {
   TQ4_REQUIRE_DEVICE();
   if (device_info(0).compute_major != 9) GTEST_SKIP() << "the fused path is for sm_90";

@@ -22,7 +22,7 @@ std::size_t decode_workspace_bytes(const DeviceCodec& codec, const DecodeParams&
 
 std::string decode_path(const DeviceCodec& codec, const DecodeParams& params) {
   cache_view(codec, params.cache, "decode");  // whichever path: the cache must be this codec's
-  if (takes_fused(codec, params)) return fused_cluster_blocks(codec, params) ? "fused-sm90-cluster" : "fused-sm90";
+  if (takes_fused(codec, params)) return "fused-sm90";
   general_check(codec, params);
   return "general";
 }

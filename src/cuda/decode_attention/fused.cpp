@@ -12,7 +12,6 @@ namespace tq4::gpu {
 namespace {
 
 constexpr std::size_t kAlign = 256;
-constexpr int kLead = 2;  // experiments/decode/LOG.md
 std::size_t align(std::size_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
 
 bool has_exact(const DecodeParams& p) { return p.exact.sinks > 0 || p.exact.window > 0; }
@@ -63,17 +62,6 @@ const char* refusal(const DeviceCodec& codec, const DecodeParams& p) {
   return nullptr;
 }
 
-/// Blocks a cluster when every pair (sequence, kv head) is to be the work of one; 0 when pairs share the line of all tiles instead. Clusters need no
-/// workspace and no counter, so they start and merge sooner; they suit one sequence, whose heads are equally long, where they fill the device.
-int cluster_size(const fused::Instance& instance, int sm_count, int num_seqs, int heads) {
-  if (!instance.launch_clusters || num_seqs != 1) return 0;
-  constexpr int kMost = 16;
-  int size = kMost;
-  while (size > 1 && size * heads > sm_count) size /= 2;
-  if (size < 2 || size * heads * 10 < sm_count * 9) return 0;
-  return instance.clusters_at_once(size) >= heads ? size : 0;
-}
-
 std::size_t counter_bytes(const DeviceCodec& codec, const DecodeParams& p) {
   return align(static_cast<std::size_t>(p.num_seqs) * codec.num_kv_heads() * sizeof(std::uint32_t));
 }
@@ -84,11 +72,6 @@ bool fused_supported(const DeviceCodec& codec, const DecodeParams& params, std::
   const char* reason = refusal(codec, params);
   if (reason && why) *why = reason;
   return reason == nullptr;
-}
-
-int fused_cluster_blocks(const DeviceCodec& codec, const DecodeParams& params) {
-  const fused::Instance* instance = find(codec, params);
-  return instance ? cluster_size(*instance, codec.device().sm_count, params.num_seqs, codec.num_kv_heads()) : 0;
 }
 
 std::size_t fused_workspace_bytes(const DeviceCodec& codec, const DecodeParams& params) {
@@ -123,7 +106,6 @@ void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
   f.group_reciprocal = (65536 + f.group - 1) / f.group;
   f.q_len = params.q_len;
   f.tiles_per_page_log2 = std::countr_zero(static_cast<unsigned>(tiles));
-  f.lead = kLead;
   f.q = params.q;
   f.out = params.out;
   f.lse = params.lse;
@@ -147,12 +129,7 @@ void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
   f.recent_v = params.exact.window_v;
   f.counters = static_cast<std::uint32_t*>(params.workspace);
   f.partial = reinterpret_cast<float*>(static_cast<std::uint8_t*>(params.workspace) + counter_bytes(codec, params));
-  const int cluster = cluster_size(*instance, codec.device().sm_count, params.num_seqs, heads);
-  if (cluster > 1) {
-    instance->launch_clusters(f, params.num_seqs * heads * cluster, cluster, stream);
-  } else {
-    instance->launch(f, codec.device().sm_count, 1, stream);
-  }
+  instance->launch(f, codec.device().sm_count, stream);
 }
 
 }  // namespace tq4::gpu

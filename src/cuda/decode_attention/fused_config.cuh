@@ -9,10 +9,9 @@
 namespace tq4::gpu::fused {
 
 /// Sizes and the map of shared memory. Addresses are absolute (dynamic shared memory starts at kBase; the tables need 64 KiB alignment).
-template <class Shape_, class Key_, class Value_, bool Exact_ = false, bool Cluster_ = false>
+template <class Shape_, class Key_, class Value_, bool Exact_ = false>
 struct Config {
-  static constexpr bool Exact = Exact_;      // with exact fp16 tokens (sinks, recent)
-  static constexpr bool Cluster = Cluster_;  // a pair is the work of one cluster of blocks, which merge through distributed shared memory
+  static constexpr bool Exact = Exact_;  // with exact fp16 tokens (sinks, recent)
   using S = Shape_;
   using Key = Key_;
   using Value = Value_;
@@ -46,14 +45,10 @@ struct Config {
   static constexpr std::uint32_t kBarriers = kTableAddress - SmallBytes;  // kWarps * Stages mbarriers
   static constexpr std::uint32_t kStateSlot = kBarriers + 1024;  // States words: slot of the state's pair in the round, -1 = no state
   static constexpr std::uint32_t kPairTable =
-      kStateSlot + 4 * 24;  // Pairs x (sequence, head, output wanted, seq_len, begin, units, first block, blocks), 32 bytes each
-  static constexpr std::uint32_t kProgress = kPairTable + 32 * Pairs;  // kWarps words: units of its share a warp has taken
-  static_assert(kProgress + 4 * kWarps <= kBarriers + 1024 + 512);
+      kStateSlot + 4 * 24;  // Pairs x (sequence, head, output wanted, seq_len, begin, units), 32 bytes each
   static constexpr std::uint32_t kWalks = kBarriers + 1024 + 512;  // two a warp
   static constexpr std::uint32_t kPairStates = kEnd - HighBytes;
   static constexpr std::uint32_t kRotated = kPairStates + Pairs * StateBytes;
-  static constexpr std::uint32_t kRawQueries = kPairStates;  // rows of HalfStride bytes as they came, before any pair has ended
-  static_assert(RoundRows * HalfStride <= Pairs * StateBytes, "no room for the queries as they came");
   static constexpr int PartialFloats = S::Rows * D + 2 * S::Rows;
   __device__ static std::uint32_t ring(int warp) {
     return warp < WarpsLow ? kBase + warp * RingBytes : 2 * kTableAddress + (warp - WarpsLow) * RingBytes;
@@ -61,8 +56,6 @@ struct Config {
   /// State i: a warp's own lies in its ring (empty by then), those of ended pairs beside it.
   __device__ static std::uint32_t state(int i) { return i < kWarps ? ring(i) : kPairStates + (i - kWarps) * StateBytes; }
 };
-
-constexpr int kMaxCluster = 16;  // blocks
 
 __device__ __forceinline__ std::uint32_t bf16x2_to_half2(std::uint32_t x) {
   const float lo = __uint_as_float(x << 16), hi = __uint_as_float(x & 0xffff0000u);

@@ -2,9 +2,6 @@
 #include "cuda/decode_attention/fused_instance.cuh"
 
 namespace tq4::gpu::fused {
-const Instance kInstances128Exact[] = {instance<128, 4, 4, 4, true, true>(),
-                                       instance<128, 4, 4, 8, true>(),
-                                       instance<128, 4, 3, 4, true>(),
-                                       instance<128, 3, 3, 4, true>(),
-                                       {}};
+const Instance kInstances128Exact[] = {
+    instance<128, 4, 4, 4, true>(), instance<128, 4, 4, 8, true>(), instance<128, 4, 3, 4, true>(), instance<128, 3, 3, 4, true>(), {}};
 }

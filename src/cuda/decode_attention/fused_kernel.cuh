@@ -27,11 +27,18 @@ struct Kernel : Merges<C> {
 
   /// Queries of one pair as B fragments.
   __device__ __forceinline__ void query_fragments(int slot, QueryFragments<S>& q) const {
-    const int row = slot * S::Rows + (S::Packed ? g / 2 : g);
-    q.at = C::kRotated + row * C::HalfStride + t * KeyOrder<D>::kChunk * 2;
-    q.row_bytes = 8 * C::HalfStride;
-    q.live = g % 2 == 0;
-    q.start();
+#pragma unroll
+    for (int n = 0; n < S::Tiles; ++n) {
+      const int row = slot * S::Rows + (S::Packed ? g / 2 : n * 8 + g);
+      const bool live = !S::Packed || g % 2 == 0;
+#pragma unroll
+      for (int i = 0; i < S::Steps; i += 2) {  // 4 pairs of a chunk lie together
+        std::uint32_t v[4];
+        lds128(C::kRotated + row * C::HalfStride + (KeyOrder<D>::dim(0, 2 * i) + t * KeyOrder<D>::kChunk) * 2, v);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) q.b[n][i + e / 2][e % 2] = live ? v[e] : 0;
+      }
+    }
   }
   /// One tile of compressed tokens, already in shared memory at `at`. Raw codes go to registers first, so that `refill` can reuse the slot.
   template <class Refill>
@@ -42,8 +49,7 @@ struct Kernel : Merges<C> {
     Key::load(k, at, g, t);
     std::uint32_t scales[2];
     lds64(at + C::CodeBytes + g * 8, scales);
-    constexpr bool kLate = QueryFragments<S>::kShared;  // short of registers: values after the logits, and the refill with them
-    if constexpr (!kLate) Value::load(v, at + Key::kBytes, g, t);
+    Value::load(v, at + Key::kBytes, g, t);
     float v_zero[2] = {0.f, 0.f};
     if constexpr (Value::kZero) {
       const std::uint32_t zeros = lds32(at + C::CodeBytes + 64 + g * 4);
@@ -52,18 +58,11 @@ struct Kernel : Merges<C> {
     }
     const float k_scale[2] = {half_bits_to_float(scales[0] & 0xffff), half_bits_to_float(scales[0] >> 16)};
     float v_scale[2] = {half_bits_to_float(scales[1] & 0xffff), half_bits_to_float(scales[1] >> 16)};
-    if constexpr (!kLate) {
-      __syncwarp();
-      refill();
-    }
+    __syncwarp();
+    refill();
     float s[2][S::LaneRows];
     logits_tile<S>(
         q, [&](int h, int i) { return Key::pair(k, h, i, lane_base); }, k_scale, s);
-    if constexpr (kLate) {
-      Value::load(v, at + Key::kBytes, g, t);
-      __syncwarp();
-      refill();
-    }
     if constexpr (!Key::kTable) {
 #pragma unroll
       for (int r = 0; r < S::LaneRows; ++r) s[0][r] *= p.k_table_scale, s[1][r] *= p.k_table_scale;
@@ -128,125 +127,43 @@ struct Kernel : Merges<C> {
     }
   }
 
-  /// The tiles [unit, units) of a pair: exact ones, then compressed ones as they arrive. State and ring position go on from call to call.
-  struct Ring {
-    std::uint32_t slot, bar, parity;
-    int taken = 0;  // units of the warp's share of the round
-  };
-  static constexpr int kNoLead = 1 << 30;
-  __device__ __forceinline__ void tell_progress(int taken) const {
-    if (lane == 0) sts32(C::kProgress + warp * 4, taken);
-  }
-  /// Keeps the warps of a block together: memory is shared by all, so that without this some end long before others, whose last tiles then
-  /// travel alone. Who takes which tile stays fixed (results do not depend on it).
-  __device__ __forceinline__ void keep_together(int taken) const {
-    while (__any_sync(~0u, (int)lds32(C::kProgress + lane % kWarps * 4) + p.lead < taken)) pause();
-  }
-  template <class L>
-  __device__ __forceinline__ void segment(const Pair& pair, int unit, int units, RowState<S>& st, const QueryFragments<S>& q, L& loader,
-                                          Ring& at, std::uint64_t policy) {
-    const std::uint32_t select0 = g % 2 == 0 ? 0x4410 : 0x1044, select1 = g % 2 == 0 ? 0x4432 : 0x3244;
-    const std::uint32_t ring = C::ring(warp), last_bar = C::kBarriers + (warp * C::Stages + C::Stages) * 8;
-    int tile, tile_end, safe_first, safe_count;
-    {
-      const Tokens tokens = pair.tokens(p);
-      const int shift = tokens.first_tile() - tokens.exact_tiles();  // of the pair's units to tiles
-      if constexpr (C::Exact) {
-#pragma unroll 1
-        for (; unit < units && unit < tokens.exact_tiles(); ++unit, ++at.taken) exact_unit(pair, unit, st, q, select0, select1);
-      }
-      tile = unit + shift;
-      tile_end = min(units + shift, tokens.first_tile() + tokens.tiles());
-      Mask{tokens.seq_len, p.q_len, p.window, tokens.begin, tokens.end}.safe_tiles(safe_first, safe_count);
-    }
-    const int seq_len = pair.seq_len;
-#pragma unroll 1
-    for (; tile < tile_end; ++tile) {
-      mbarrier_wait(at.bar, at.parity);
-      compressed_tile(st, q, at.slot, seq_len, tile * kTile, (unsigned)(tile - safe_first) >= (unsigned)safe_count, select0, select1, [&] {
-        tell_progress(++at.taken);
-        if (loader.alive) {
-          keep_together(at.taken);
-          loader.load(p, lane, at.slot, at.bar, policy);
-        }
-      });
-      at.slot += C::SlotBytes;
-      at.bar += 8;
-      if (at.bar == last_bar) at.slot = ring, at.bar = last_bar - C::Stages * 8, at.parity ^= 1;
-    }
-  }
-  /// Fills the warp's ring from its next free slot on.
-  template <class L>
-  __device__ __forceinline__ void fill_ring(L& loader, Ring at, std::uint64_t policy) const {
-    const std::uint32_t last_bar = C::kBarriers + (warp * C::Stages + C::Stages) * 8;
-#pragma unroll 1
-    for (int i = 0; i < C::Stages && loader.alive; ++i) {
-      loader.load(p, lane, at.slot, at.bar, policy);
-      at.slot += C::SlotBytes;
-      at.bar += 8;
-      if (at.bar == last_bar) at.slot = C::ring(warp), at.bar = last_bar - C::Stages * 8;
-    }
-  }
-  /// The queries of a round, rotated, in shared memory for every warp. between() asks for tiles: queries are asked for first, since once tiles are
-  /// on their way everything else waits behind them, and are rotated after it, while the tiles travel.
-  template <class Between>
-  __device__ __forceinline__ void bring_queries(int pairs, Between&& between) const {
-    typename Base::Rotate rotate;
-    if (p.query_matrix) {
-      this->ask_queries(pairs);
-      this->ask_matrix(rotate, p.query_matrix, p.query_head_stride, pairs);
-    } else {
-      this->copy_queries(pairs);
-    }
-    between();
-    if (p.query_matrix) {
-      copy_async_wait_all();
-      __syncthreads();
-      this->rotate_queries(rotate, pairs);
-    }
-    __syncthreads();
-  }
-  __device__ __forceinline__ void note_pair(int slot, const Pair& pair) const {
-    if (warp != 0 || lane != 0) return;
-    const std::uint32_t at = C::kPairTable + slot * 32;
-    sts32(at, pair.seq);
-    sts32(at + 4, pair.head);
-    sts32(at + 8, 1);
-    sts32(at + 12, pair.seq_len);
-    sts32(at + 16, pair.begin);
-    sts32(at + 20, pair.units);
-  }
-
-  /// Up to the wait nothing is touched that the kernels before this one in the stream may still be writing, so that this part overlaps with
-  /// their end (programmatic dependent launch); the next kernel may begin its own as soon as blocks end.
-  __device__ __forceinline__ void prologue() {
+  __device__ __forceinline__ void run() {
+    // Up to the wait nothing is touched that the kernels before this one in the stream may still be writing, so that this part
+    // overlaps with their end (programmatic dependent launch); the next kernel may begin its own as soon as blocks end.
     launch_dependents();
-    if (lane < C::Stages) mbarrier_init(C::kBarriers + (warp * C::Stages + lane) * 8);
-    fence_bulk_copies();  // the barriers are seen by the copies
+    const std::uint32_t bars = C::kBarriers + warp * C::Stages * 8;
+    if (lane < C::Stages) mbarrier_init(bars + lane * 8);
+    fence_mbarrier_init();
+
     // The tables: lane i of a warp takes code warp * 16 + i % 16, K in the lower lanes, V in the upper.
     const int code = warp * 16 + lane % 16;
     std::uint32_t entry = 0;
     if (lane < 16 ? code < Key::kEntries : code < Value::kEntries) entry = __ldg((lane < 16 ? p.k_pairs : p.v_pairs) + code);
+
     lane_base = kTableAddress | lane * 4;
     fill_tables(entry);
     wait_for_previous_kernels();
-  }
-
-  /// Blocks on pieces of the line of all tiles, in rounds.
-  __device__ __forceinline__ void run() {
-    prologue();
     Plan plan;
     Pair first;  // of the round
     if (!make_plan(p, lane, plan, first)) return;
     const std::uint64_t policy = stream_policy();
-    Ring at{C::ring(warp), C::kBarriers + warp * C::Stages * 8, 0};
+    const std::uint32_t ring = C::ring(warp);
+    const std::uint32_t select0 = g % 2 == 0 ? 0x4410 : 0x1044, select1 = g % 2 == 0 ? 0x4432 : 0x3244;
+    std::uint32_t slot = ring, bar = bars, parity = 0;
 
     for (int begin = plan.begin;;) {
       // The round's pairs.
       int pairs = 0, round_end;
       Pair pair = first;
       for (;;) {
-        note_pair(pairs, pair);
+        if (warp == 0 && lane == 0) {
+          sts32(C::kPairTable + pairs * 32, pair.seq);
+          sts32(C::kPairTable + pairs * 32 + 4, pair.head);
+          sts32(C::kPairTable + pairs * 32 + 8, 1);
+          sts32(C::kPairTable + pairs * 32 + 12, pair.seq_len);
+          sts32(C::kPairTable + pairs * 32 + 16, pair.begin);
+          sts32(C::kPairTable + pairs * 32 + 20, pair.units);
+        }
         ++pairs;
         round_end = min(pair.end(), plan.end);
         if (round_end == plan.end || pairs == C::Pairs) break;
@@ -258,16 +175,27 @@ struct Kernel : Merges<C> {
       const std::uint32_t walk_at = C::kWalks + warp * 64;
       loader.start(p, walk, walk_at + 32, lane);
       walk.rest(walk_at, lane);
+
       __syncthreads();  // the table of pairs
-      bring_queries(pairs, [&] {
-        if (begin != plan.begin) fence_bulk_copies();  // states were written where tiles go now
-        fill_ring(loader, at, policy);
-        this->note_blocks(plan, pairs);
-        at.taken = 0;
-        tell_progress(0);
-        if (lane == 0) sts32(C::kStateSlot + warp * 4, ~0u);
-        if (warp == 0 && lane < C::Pairs) sts32(C::kStateSlot + (kWarps + lane) * 4, ~0u);
-      });
+
+      // Queries come first: once the tiles are asked for, everything else waits behind them.
+      if (p.query_matrix) {
+        this->rotate_queries(pairs);
+      } else {
+        this->copy_queries(pairs);
+      }
+      if (begin != plan.begin) fence_bulk_copies();  // states were written where tiles go now
+      std::uint32_t to = slot, to_bar = bar;
+#pragma unroll 1
+      for (int i = 0; i < C::Stages && loader.alive; ++i) {
+        loader.load(p, lane, to, to_bar, policy);
+        to += C::SlotBytes;
+        to_bar += 8;
+        if (to_bar == bars + C::Stages * 8) to = ring, to_bar = bars;
+      }
+      if (lane == 0) sts32(C::kStateSlot + warp * 4, ~0u);
+      if (warp == 0 && lane < C::Pairs) sts32(C::kStateSlot + (kWarps + lane) * 4, ~0u);
+      __syncthreads();
 
       RowState<S> st;
       bool busy = false;
@@ -281,7 +209,31 @@ struct Kernel : Merges<C> {
         QueryFragments<S> q;
         query_fragments(walk.slot, q);
         st.reset();
-        segment(walk.pair, walk.pos - walk.pair.begin, walk.segment_end() - walk.pair.begin, st, q, loader, at, policy);
+        int tile, tile_end, safe_first, safe_count;
+        {
+          const Tokens tokens = walk.pair.tokens(p);
+          const int shift = tokens.first_tile() - tokens.exact_tiles();  // of the pair's units to tiles
+          const int units = walk.segment_end() - walk.pair.begin;
+          int unit = walk.pos - walk.pair.begin;
+          if constexpr (C::Exact) {
+#pragma unroll 1
+            for (; unit < units && unit < tokens.exact_tiles(); ++unit) exact_unit(walk.pair, unit, st, q, select0, select1);
+          }
+          tile = unit + shift;
+          tile_end = min(units + shift, tokens.first_tile() + tokens.tiles());
+          Mask{tokens.seq_len, p.q_len, p.window, tokens.begin, tokens.end}.safe_tiles(safe_first, safe_count);
+        }
+        const int seq_len = walk.pair.seq_len;
+#pragma unroll 1
+        for (; tile < tile_end; ++tile) {
+          mbarrier_wait(bar, parity);
+          compressed_tile(st, q, slot, seq_len, tile * kTile, (unsigned)(tile - safe_first) >= (unsigned)safe_count, select0, select1, [&] {
+            if (loader.alive) loader.load(p, lane, slot, bar, policy);
+          });
+          slot += C::SlotBytes;
+          bar += 8;
+          if (bar == bars + C::Stages * 8) slot = ring, bar = bars, parity ^= 1;
+        }
         walk.wake(walk_at);
         walk.pos = walk.segment_end();
         if (walk.pos == walk.end) break;
@@ -289,67 +241,15 @@ struct Kernel : Merges<C> {
         walk.next_pair(p);
         walk.rest(walk_at, lane);
       }
-      tell_progress(kNoLead);  // nobody waits for this warp any more
-      typename Base::Rotate rotate;
-      this->ask_matrix(rotate, p.inverse_matrix, p.inverse_head_stride, pairs);  // used after the merge
       if (busy) this->write_state(st, warp, last_slot);
       __syncthreads();
-      const bool first_round = begin == plan.begin, last_round = round_end == plan.end;
-      this->finish_round(plan, first_round, last_round, pairs);
-      this->write_outputs(rotate, pairs);
-      if (last_round) break;
+      this->finish_round(plan, begin == plan.begin, round_end == plan.end, pairs);
+      if (round_end == plan.end) break;
       begin = round_end;
       first = this->pair_at(pairs - 1);
       if (first.end() == begin) first.next(p);
       __syncthreads();
     }
-  }
-
-  /// Every cluster of blocks on one pair, cut into equal runs of units, one a warp: no line, no rounds, no workspace.
-  __device__ __forceinline__ void run_cluster() {
-    prologue();
-    const int blocks = cluster_blocks(), shift = __ffs(blocks) - 1, rank = cluster_rank();
-    Pair pair;
-    pair.seq = 0;
-    pair.head = blockIdx.x >> shift;
-    if (p.num_seqs > 1) {
-      pair.seq = divide(pair.head, p.num_kv_heads);
-      pair.head -= pair.seq * p.num_kv_heads;
-    }
-    pair.begin = 0;
-    pair.enter_sequence(p);
-    const std::uint64_t policy = stream_policy();
-    const int run = rank * kWarps + warp;
-    const int unit = (int)(pair.units * (std::int64_t)run >> (shift + 4)),
-              units = (int)(pair.units * (std::int64_t)(run + 1) >> (shift + 4));
-    note_pair(0, pair);
-    SegmentLoader<C::CodeBytes, C::ScaleBytes> loader;
-    {
-      const Tokens tokens = pair.tokens(p);
-      const int first = tokens.first_tile() - tokens.exact_tiles();
-      loader.start(p, pair, max(unit + first, tokens.first_tile()), min(units + first, tokens.first_tile() + tokens.tiles()), lane);
-    }
-    __syncthreads();
-    Ring at{C::ring(warp), C::kBarriers + warp * C::Stages * 8, 0};
-    bring_queries(1, [&] {
-      fill_ring(loader, at, policy);
-      tell_progress(0);
-      if (lane == 0) sts32(C::kStateSlot + warp * 4, ~0u);
-      if (warp == 0 && lane < C::Pairs) sts32(C::kStateSlot + (kWarps + lane) * 4, ~0u);
-    });
-    RowState<S> st;
-    st.reset();
-    {
-      QueryFragments<S> q;
-      query_fragments(0, q);
-      segment(pair, unit, units, st, q, loader, at, policy);
-    }
-    tell_progress(kNoLead);
-    typename Base::Rotate rotate;
-    if (rank == 0) this->ask_matrix(rotate, p.inverse_matrix, p.inverse_head_stride, 1);
-    if (unit < units) this->write_state(st, warp, 0);
-    __syncthreads();
-    this->finish_cluster(rotate);
   }
 };
 
@@ -357,12 +257,7 @@ template <class C>
 __global__ void __launch_bounds__(kWarps * 32, 1) fused_decode_kernel(const __grid_constant__ Params p) {
   TQ4_DYNAMIC_SHARED(std::uint8_t, shared);
   if (threadIdx.x == 0 && shared_address(shared) > C::kBase) __trap();  // the fixed addresses need the usual 1 KiB of system use
-  Kernel<C> kernel(p, threadIdx.x);
-  if constexpr (C::Cluster) {
-    kernel.run_cluster();
-  } else {
-    kernel.run();
-  }
+  Kernel<C>(p, threadIdx.x).run();
 }
 
 }  // namespace tq4::gpu::fused

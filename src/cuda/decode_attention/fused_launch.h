@@ -19,9 +19,7 @@ struct InstanceKey {
 struct Instance {
   InstanceKey key;
   std::size_t partial_floats;  ///< of one part in the workspace; two a thread block
-  void (*launch)(const Params& params, int blocks, int cluster, Stream stream);
-  void (*launch_clusters)(const Params& params, int blocks, int cluster, Stream stream);  ///< a cluster a pair, or null
-  int (*clusters_at_once)(int cluster);                                                   ///< of that size, on the current device; or null
+  void (*launch)(const Params& params, int blocks, Stream stream);
 };
 
 /// The tables of the instantiation files, ended by an entry with head_dim 0.

@@ -20,7 +20,6 @@ struct Merges : Rotations<C> {
   using Base::t;
   using Base::warp;
   using Base::write_outputs;
-  using typename Base::Rotate;
   using typename Base::S;
   using Value = typename C::Value;
   using Base::Base;
@@ -94,53 +93,28 @@ struct Merges : Rotations<C> {
     }
     if (lane == 0) p.lse[at / D] = v;
   }
-  static constexpr int LaneDims = D / 32;  // dims of a row a lane merges when a warp takes a whole row
+  static constexpr int LaneDims = D / 32;  // dims of a row a lane merges
 
-  // A row is merged by one warp, or, where rows are few, in pieces of 32 dims by several: Dims = dims a lane takes, LaneDims or 1.
-  template <int Dims>
-  struct Piece {
-    int row, column;  // the lane's first dim
-    __device__ __forceinline__ Piece(int job, int lane)
-        : row(job / (LaneDims / Dims)), column((job % (LaneDims / Dims) * 32 + lane) * Dims) {}
-    __device__ __forceinline__ bool first() const { return column < 32 * Dims; }
-  };
-  static constexpr int kPieceDims = S::Rows * LaneDims <= kWarps ? 1 : LaneDims;  // where only the rows of one pair are merged
-
-  /// A finished row (or piece): normalised to shared memory, for the rotation.
-  template <int Dims>
-  __device__ __forceinline__ void finish_row(int slot, int r, const Piece<Dims>& piece, float m, float l, const float (&o)[Dims]) const {
+  /// A finished row: normalised to shared memory, for the rotation.
+  __device__ __forceinline__ void finish_row(int slot, int r, float m, float l, const float (&o)[LaneDims]) const {
     const float unit = l > 0.f ? 1.f / l : 0.f;
 #pragma unroll
-    for (int i = 0; i < Dims; ++i)
-      sts16(C::kRotated + (slot * S::Rows + r) * C::HalfStride + (piece.column + i) * 2, __half_as_ushort(__float2half_rn(o[i] * unit)));
-    if (p.lse && r < rows() && piece.first()) write_lse(pair_word(slot, 0), pair_word(slot, 1), r, m, l);
+    for (int i = 0; i < LaneDims; ++i)
+      sts16(C::kRotated + (slot * S::Rows + r) * C::HalfStride + (lane * LaneDims + i) * 2, __half_as_ushort(__float2half_rn(o[i] * unit)));
+    if (p.lse && r < rows()) write_lse(pair_word(slot, 0), pair_word(slot, 1), r, m, l);
   }
   __device__ __forceinline__ float* partial_row(int index, int r) const {
-    return p.partial + (std::int64_t)index * C::PartialFloats + r * D;
+    return p.partial + (std::int64_t)index * C::PartialFloats + r * D + lane * LaneDims;
   }
   __device__ __forceinline__ float2* partial_sums(int index, int r) const {
     return reinterpret_cast<float2*>(p.partial + (std::int64_t)index * C::PartialFloats + S::Rows * D) + r;
   }
-  /// Weights of up to 32 softmax states (max and sum m, l; a lane each) for their merge: the lane's weight, relative to the highest of them
-  /// and of `floor`; that maximum and the sum.
-  __device__ __forceinline__ static float merge_weights(float m, float l, float floor, float& top, float& sum) {
-    top = fmaxf(m, floor);
-#pragma unroll
-    for (int o = 16; o; o >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-    const float weight = exp2_fast(m - top);
-    sum = l * weight;
-#pragma unroll
-    for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
-    return weight;
-  }
 
-  /// Merges the states that the block's warps left in shared memory; take(slot, row, piece, m, l, o) gets every row of the round.
-  template <int Dims, class Take>
-  __device__ __forceinline__ void merge_states(int pairs, Take&& take) const {
+  /// Merges the states of the block, a warp a row: finished rows to shared memory, rows of pairs that span blocks to the workspace.
+  __device__ __forceinline__ void merge_states(int pairs, int partial_first, int partial_last) const {
 #pragma unroll 1
-    for (int job = warp; job < pairs * S::Rows * (LaneDims / Dims); job += kWarps) {
-      const Piece<Dims> piece(job, lane);
-      const int slot = piece.row / S::Rows, r = piece.row % S::Rows;
+    for (int row = warp; row < pairs * S::Rows; row += kWarps) {
+      const int slot = row / S::Rows, r = row % S::Rows;
       const bool mine = lane < C::States && (int)lds32(C::kStateSlot + min(lane, C::States - 1) * 4) == slot;
       float m = kMaskedMax, l = 0.f;
       if (mine) {
@@ -148,184 +122,120 @@ struct Merges : Rotations<C> {
         m = lds_f32(at);
         l = lds_f32(at + 4);
       }
-      float top, sum;
-      const float weight = merge_weights(m, l, kMaskedMax, top, sum);
-      float out[Dims] = {};
+      float top = m;
+#pragma unroll
+      for (int o = 16; o; o >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
+      const float weight = mine ? exp2_fast(m - top) : 0.f;
+      float sum = l * weight;
+#pragma unroll
+      for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
+      float out[LaneDims] = {};
       unsigned states = __ballot_sync(~0u, mine);
-      while (states) {  // four at a time, so that their loads overlap
-        float v[4][Dims], w[4];
-        int i = 0;
+      while (states) {
+        const int i = __ffs(states) - 1;
+        states &= states - 1;
+        const float w = __shfl_sync(~0u, weight, i);
+        float v[LaneDims];
+        load_floats(C::state(i) + r * C::RowStride + lane * LaneDims * 4, v);
 #pragma unroll
-        for (int u = 0; u < 4; ++u) {  // past the last state: that state again, with weight 0
-          const bool more = states != 0;
-          if (more) i = __ffs(states) - 1;
-          states &= states - 1;
-          const float other = __shfl_sync(~0u, weight, i);
-          w[u] = more ? other : 0.f;
-          load_floats(C::state(i) + r * C::RowStride + piece.column * 4, v[u]);
-        }
-#pragma unroll
-        for (int u = 0; u < 4; ++u)
-#pragma unroll
-          for (int k = 0; k < Dims; ++k) out[k] += w[u] * v[u][k];
+        for (int k = 0; k < LaneDims; ++k) out[k] += w * v[k];
       }
-      take(slot, r, piece, top, sum, out);
-    }
-  }
-  /// merge_states with finished rows to shared memory and rows of pairs that span blocks to the workspace.
-  __device__ __forceinline__ void merge_round(int pairs, int partial_first, int partial_last) const {
-    constexpr int Dims = LaneDims;
-    merge_states<Dims>(pairs, [&](int slot, int r, const Piece<Dims>& piece, float m, float l, const float(&o)[Dims]) {
       if (slot != partial_first && slot != partial_last) {
-        finish_row<Dims>(slot, r, piece, m, l, o);
-        return;
+        finish_row(slot, r, top, sum, out);
+        continue;
       }
       const int index = 2 * blockIdx.x + (slot == partial_first ? 0 : 1);  // a block has at most two partial pairs: its first and its last
 #pragma unroll
-      for (int k = 0; k < Dims; ++k) __stcg(partial_row(index, r) + piece.column + k, o[k]);
-      if (piece.first() && lane == 0) __stcg(partial_sums(index, r), make_float2(m, l));
-    });
-  }
-  template <int Dims>
-  __device__ __forceinline__ static void load_global(const float* at, float (&v)[Dims]) {
-    if constexpr (Dims % 4 == 0) {
-#pragma unroll
-      for (int d = 0; d < Dims; d += 4) {
-        const float4 four = __ldcg(reinterpret_cast<const float4*>(at + d));
-        v[d] = four.x, v[d + 1] = four.y, v[d + 2] = four.z, v[d + 3] = four.w;
-      }
-    } else {
-#pragma unroll
-      for (int d = 0; d < Dims; ++d) v[d] = __ldcg(at + d);
+      for (int k = 0; k < LaneDims; ++k) __stcg(partial_row(index, r) + k, out[k]);
+      if (lane == 0) __stcg(partial_sums(index, r), make_float2(top, sum));
     }
   }
   /// Merges a pair's parts from the workspace: of blocks first_block .. first_block + parts - 1.
-  template <int Dims>
   __device__ __forceinline__ void merge_parts(int slot, int first_block, int parts, bool first_is_opening) const {
-    constexpr int kAtOnce = 8;
     const auto index = [&](int k) { return 2 * (first_block + k) + (k == 0 && !first_is_opening ? 1 : 0); };
 #pragma unroll 1
-    for (int job = warp; job < min(rows(), S::Rows) * (LaneDims / Dims); job += kWarps) {
-      const Piece<Dims> piece(job, lane);
-      const int r = piece.row;
-      float top = kMaskedMax, sum = 0.f, out[Dims] = {};
+    for (int r = warp; r < min(rows(), S::Rows); r += kWarps) {
+      float top = kMaskedMax, sum = 0.f, out[LaneDims] = {};
 #pragma unroll 1
       for (int k0 = 0; k0 < parts; k0 += 32) {
         const int count = min(parts - k0, 32);
         float2 ml = make_float2(kMaskedMax, 0.f);
         if (lane < count) ml = __ldcg(partial_sums(index(k0 + lane), r));
-        float v[kAtOnce][Dims];
-        const auto ask = [&](int k1) {
+        float next = fmaxf(top, ml.x);
 #pragma unroll
-          for (int i = 0; i < kAtOnce; ++i)  // past the last part: that part again, with weight 0
-            load_global(partial_row(index(k0 + min(k1 + i, count - 1)), r) + piece.column, v[i]);
-        };
-        ask(0);  // on their way while the weights are worked out
-        float next, s;
-        const float weight = merge_weights(ml.x, lane < count ? ml.y : 0.f, top, next, s);
+        for (int o = 16; o; o >>= 1) next = fmaxf(next, __shfl_xor_sync(~0u, next, o));
         const float old = exp2_fast(top - next);
         top = next;
+        const float weight = lane < count ? exp2_fast(ml.x - next) : 0.f;
+        float s = ml.y * weight;
+#pragma unroll
+        for (int o = 16; o; o >>= 1) s += __shfl_xor_sync(~0u, s, o);
         sum = sum * old + s;
 #pragma unroll
-        for (int i = 0; i < Dims; ++i) out[i] *= old;
+        for (int i = 0; i < LaneDims; ++i) out[i] *= old;
 #pragma unroll 1
-        for (int k1 = 0;;) {
+        for (int k1 = 0; k1 < count; k1 += 8) {
+          float v[8][LaneDims];
 #pragma unroll
-          for (int i = 0; i < kAtOnce; ++i) {
+          for (int i = 0; i < 8; ++i) {  // past the last part: that part again, with weight 0
+            const float* row = partial_row(index(k0 + min(k1 + i, count - 1)), r);
+            if constexpr (LaneDims % 4 == 0) {
+#pragma unroll
+              for (int d = 0; d < LaneDims; d += 4) {
+                const float4 four = __ldcg(reinterpret_cast<const float4*>(row + d));
+                v[i][d] = four.x, v[i][d + 1] = four.y, v[i][d + 2] = four.z, v[i][d + 3] = four.w;
+              }
+            } else {
+#pragma unroll
+              for (int d = 0; d < LaneDims; ++d) v[i][d] = __ldcg(row + d);
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
             const float w = __shfl_sync(~0u, weight, min(k1 + i, 31));
 #pragma unroll
-            for (int d = 0; d < Dims; ++d) out[d] += (k1 + i < count ? w : 0.f) * v[i][d];
+            for (int d = 0; d < LaneDims; ++d) out[d] += (k1 + i < count ? w : 0.f) * v[i][d];
           }
-          if ((k1 += kAtOnce) >= count) break;
-          ask(k1);
         }
       }
-      finish_row<Dims>(slot, r, piece, top, sum, out);
+      finish_row(slot, r, top, sum, out);
     }
   }
 
-  /// Which blocks have parts of the round's first and last pair, worked out while tiles are on their way: words 6 and 7 of the pair table.
-  __device__ __forceinline__ void note_blocks(const Plan& plan, int pairs) const {
-    if (warp != kWarps - 1 || lane > 1) return;
-    const int slot = lane == 0 ? 0 : pairs - 1;
-    const Pair pair = pair_at(slot);
-    const int first_block = divide(pair.begin, plan.length);
-    sts32(C::kPairTable + slot * 32 + 24, first_block);
-    sts32(C::kPairTable + slot * 32 + 28, divide(pair.end() - 1, plan.length) - first_block + 1);
-  }
   /// One more part of the pair is in the workspace: whether it was the last one.
-  __device__ __forceinline__ bool count_part(int slot) const {
-    std::uint32_t* counter = p.counters + pair_word(slot, 0) * p.num_kv_heads + pair_word(slot, 1);
-    // Releases this block's part (ordered by the barrier) and acquires the others'.
-    if ((int)count_acq_rel(counter) + 1 != pair_word(slot, 7)) return false;
+  __device__ __forceinline__ bool count_part(const Plan& plan, const Pair& pair) const {
+    const int parts = divide(pair.end() - 1, plan.length) - divide(pair.begin, plan.length) + 1;
+    std::uint32_t* counter = p.counters + pair.seq * p.num_kv_heads + pair.head;
+    const std::uint32_t before = count_acq_rel(counter);  // releases this block's part (ordered by the barrier) and acquires the others'
+    if (before + 1 != (std::uint32_t)parts) return false;
     *counter = 0;
     return true;
   }
   /// The states of a round become outputs of its pairs, or parts of the two that span blocks: the first of the piece and its last.
-  __device__ __forceinline__ void finish_round(const Plan& plan, bool first_round, bool last_round, int pairs) const {
+  __device__ __forceinline__ void finish_round(const Plan& plan, bool first_round, bool last_round, int pairs) {
     const Pair first = pair_at(0), last = pair_at(pairs - 1);
     const bool opens = first_round && (first.begin < plan.begin || first.end() > plan.end);
     const bool closes = last_round && last.end() > plan.end && !(first_round && pairs == 1);
-    merge_round(pairs, opens ? 0 : -1, closes ? pairs - 1 : -1);
+    merge_states(pairs, opens ? 0 : -1, closes ? pairs - 1 : -1);
     __syncthreads();
     if (opens || closes) {
       if (warp == 0) {  // both counters at once, a lane each
         const bool mine = lane == 0 ? opens : lane == 1 && closes;
-        const int slot = lane == 0 ? 0 : pairs - 1;
-        if (mine) sts32(C::kPairTable + slot * 32 + 8, count_part(slot));
+        if (mine) sts32(C::kPairTable + (lane == 0 ? 0 : pairs - 1) * 32 + 8, count_part(plan, lane == 0 ? first : last));
       }
       __syncthreads();
       bool merged = false;
-#pragma unroll 1
       for (int i = 0; i < 2; ++i) {
         const int slot = i == 0 ? 0 : pairs - 1;
         if (!(i == 0 ? opens : closes) || !pair_word(slot, 2)) continue;
-        const int first_block = pair_word(slot, 6);
-        const bool first_is_opening = (i == 0 ? first : last).begin == first_block * plan.length;
-        merge_parts<kPieceDims>(slot, first_block, pair_word(slot, 7), first_is_opening);
+        const Pair& pair = i == 0 ? first : last;
+        const int first_block = divide(pair.begin, plan.length);
+        merge_parts(slot, first_block, divide(pair.end() - 1, plan.length) - first_block + 1, pair.begin == first_block * plan.length);
         merged = true;
       }
       if (merged) __syncthreads();
     }
-  }
-  /// The states of the blocks of a cluster, which share one pair, become its output in the first of them.
-  __device__ __forceinline__ void finish_cluster(Rotate& rotate) const {
-    constexpr std::uint32_t kState = C::kPairStates;  // the block's own merged state
-    merge_states<kPieceDims>(1, [&](int, int r, const auto& piece, float m, float l, const auto& o) {
-      constexpr int kDims = sizeof(o) / sizeof(float);
-#pragma unroll
-      for (int k = 0; k < kDims; ++k) sts32(kState + r * C::RowStride + (piece.column + k) * 4, __float_as_uint(o[k]));
-      if (piece.first() && lane == 0) {
-        sts32(kState + S::Rows * C::RowStride + r * 8, __float_as_uint(m));
-        sts32(kState + S::Rows * C::RowStride + r * 8 + 4, __float_as_uint(l));
-      }
-    });
-    cluster_arrive();
-    cluster_wait();
-    if (cluster_rank() == 0) {
-      const int blocks = cluster_blocks();
-#pragma unroll 1
-      for (int job = warp; job < min(rows(), S::Rows) * LaneDims; job += kWarps) {
-        const Piece<1> piece(job, lane);
-        const std::uint32_t row = kState + piece.row * C::RowStride + piece.column * 4;
-        float v[kMaxCluster];
-#pragma unroll
-        for (int i = 0; i < kMaxCluster; ++i) v[i] = lds_cluster(row, min(i, blocks - 1));
-        const std::uint32_t sums = kState + S::Rows * C::RowStride + piece.row * 8;
-        float m = kMaskedMax, l = 0.f, top, sum, out[1] = {};
-        if (lane < blocks) m = lds_cluster(sums, lane), l = lds_cluster(sums + 4, lane);
-        const float weight = merge_weights(m, l, kMaskedMax, top, sum);
-#pragma unroll
-        for (int i = 0; i < kMaxCluster; ++i) out[0] += (i < blocks ? __shfl_sync(~0u, weight, i) : 0.f) * v[i];
-        finish_row<1>(0, piece.row, piece, top, sum, out);
-      }
-      cluster_arrive();  // the others may leave
-      __syncthreads();
-      write_outputs(rotate, 1);
-    } else {
-      cluster_arrive();
-    }
-    cluster_wait();
+    write_outputs(pairs);
   }
 };
 

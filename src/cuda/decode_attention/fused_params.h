@@ -16,7 +16,6 @@ struct Params {
   int num_seqs, num_kv_heads, group, q_len;
   int group_reciprocal;  ///< 65536 / group, rounded up: row / group = row * group_reciprocal >> 16 for row < 256
   int tiles_per_page_log2;
-  int lead;  ///< units a warp may be ahead of the slowest of its block before it waits with asking for more tiles
 
   const void* q;  ///< [B * q_len, Hq, D] fp16 or bf16
   void* out;      ///< like q

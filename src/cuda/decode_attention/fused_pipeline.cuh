@@ -8,15 +8,6 @@
 
 namespace tq4::gpu::fused {
 
-/// Asks for tile `tile` of a sequence, which lies in page `page`; codes and scales: of its head in page 0.
-template <int CodeBytes, int ScaleBytes>
-__device__ __forceinline__ void load_tile(const Params& p, std::uint32_t page, int tile, const std::uint8_t* codes,
-                                          const std::uint8_t* scales, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {
-  const int within = tile & ((1 << p.tiles_per_page_log2) - 1);
-  bulk_load<CodeBytes, ScaleBytes>(dst, codes + (std::uint64_t)page * p.code_stride + within * CodeBytes,
-                                   scales + (std::uint64_t)page * p.scale_stride + within * ScaleBytes, bar, policy);
-}
-
 /// Walks the compressed tiles of a warp's share, ahead of the tiles it computes on. Page numbers are fetched 32 at a time, one a lane, and the
 /// next 32 are on their way while these are used.
 template <int CodeBytes, int ScaleBytes>
@@ -69,7 +60,10 @@ struct Loader {
   }
   /// Asks for the next tile into `dst`, to be announced at `bar`.
   __device__ __forceinline__ void load(const Params& p, int lane, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {
-    load_tile<CodeBytes, ScaleBytes>(p, __shfl_sync(~0u, ids, index), tile, codes, scales, dst, bar, policy);
+    const std::uint32_t page = __shfl_sync(~0u, ids, index);
+    const int within = tile & ((1 << p.tiles_per_page_log2) - 1);
+    bulk_load<CodeBytes, ScaleBytes>(dst, codes + (std::uint64_t)page * p.code_stride + within * CodeBytes,
+                                     scales + (std::uint64_t)page * p.scale_stride + within * ScaleBytes, bar, policy);
     ++tile;
     if (++index == batch) {
       Walk walk;
@@ -81,43 +75,6 @@ struct Loader {
         if (walk.pos < walk.end) walk.next_pair(p);
         settle(p, walk, lane);
       }
-    }
-  }
-};
-
-/// The same for a warp whose whole share is one run of tiles of one pair.
-template <int CodeBytes, int ScaleBytes>
-struct SegmentLoader {
-  int seq, tile, tile_end, index, batch, ids, ids_next;
-  const std::uint8_t* codes;  // of this head in page 0
-  const std::uint8_t* scales;
-  bool alive;
-
-  __device__ __forceinline__ int fetch(const Params& p, int first, int lane) const {
-    const int mine = first + lane;
-    return mine < tile_end ? __ldg(p.block_table + (std::int64_t)seq * p.block_table_stride + (mine >> p.tiles_per_page_log2)) : 0;
-  }
-  __device__ __forceinline__ void prepare_batch(const Params& p, int lane) {
-    index = 0;
-    batch = min(tile_end - tile, 32);
-    if (tile + 32 < tile_end) ids_next = fetch(p, tile + 32, lane);
-  }
-  __device__ __forceinline__ void start(const Params& p, const Pair& pair, int first, int end, int lane) {
-    seq = pair.seq, tile = first, tile_end = end, ids_next = 0;
-    alive = tile < tile_end;
-    const int T = p.tiles_per_page_log2;
-    codes = p.codes + (pair.head << T) * CodeBytes;
-    scales = p.scales + (pair.head << T) * ScaleBytes;
-    ids = fetch(p, tile, lane);
-    prepare_batch(p, lane);
-  }
-  __device__ __forceinline__ void load(const Params& p, int lane, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {
-    load_tile<CodeBytes, ScaleBytes>(p, __shfl_sync(~0u, ids, index), tile, codes, scales, dst, bar, policy);
-    ++tile;
-    if (++index == batch) {
-      alive = tile < tile_end;
-      ids = ids_next;
-      prepare_batch(p, lane);
     }
   }
 };

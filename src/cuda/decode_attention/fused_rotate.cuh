@@ -99,41 +99,29 @@ struct Rotations {
     const int slot = min(row / S::Rows, pairs - 1);
     return static_cast<const std::uint16_t*>(p.q) + row_offset(pair_word(slot, 0), pair_word(slot, 1), min(row % S::Rows, rows() - 1));
   }
-  static constexpr bool kAskEarly = D <= 128;  // the operands of a longer row would not stay in registers
-  /// Asks for the matrix rows of the warp's first job, long before they are used.
-  __device__ __forceinline__ void ask_matrix(Rotate& rotate, const std::uint16_t* matrix, std::int64_t head_stride, int pairs) const {
-    const bool per_head = head_stride != 0;
-    if (kAskEarly && matrix && warp < job_count(per_head, pairs)) load_job_matrix(rotate, matrix, head_stride, job_at(per_head, warp));
+  __device__ __forceinline__ void ask_queries(Rotate& rotate, const Job& job, int pairs) const {
+    const std::uint16_t* q = query_row(job.tile * 8 + g, pairs);
+    rotate.load_rows(lane, [&](int j, std::uint32_t* b) {
+      const uint4 x = __ldg(reinterpret_cast<const uint4*>(q + j));
+      b[0] = x.x, b[1] = x.y, b[2] = x.z, b[3] = x.w;
+    });
+    load_job_matrix(rotate, p.query_matrix, p.query_head_stride, job);
   }
-  /// Asks for the query rows of the round, to arrive in shared memory as they are; wait with copy_async_wait_all() and a barrier.
-  __device__ __forceinline__ void ask_queries(int pairs) const {
-    constexpr int kChunks = D / 8;
-#pragma unroll 1
-    for (int e = warp * 32 + lane; e < pairs * S::Rows * kChunks; e += kWarps * 32) {
-      const int row = e / kChunks, chunk = e % kChunks;
-      copy_async_16(C::kRawQueries + row * C::HalfStride + chunk * 16, query_row(row, pairs) + chunk * 8);
-    }
-  }
-  /// Rotates the queries of the round from where they came to kRotated. rotate holds the matrix rows of the warp's first job (ask_matrix).
-  __device__ __forceinline__ void rotate_queries(Rotate& rotate, int pairs) const {
+  /// Rotates the queries of the round into shared memory.
+  __device__ __forceinline__ void rotate_queries(int pairs) const {
     const bool per_head = p.query_head_stride != 0;
     const int jobs = job_count(per_head, pairs);
-    const auto run = [&](Rotate& rotate, const Job& job) {
-      rotate.load_rows(lane, [&](int j, std::uint32_t* b) { lds128(C::kRawQueries + (job.tile * 8 + g) * C::HalfStride + j * 2, b); });
+#pragma unroll 1
+    for (int i = warp; i < jobs; i += kWarps) {
+      const Job job = job_at(per_head, i);
+      Rotate rotate;
+      ask_queries(rotate, job, pairs);
       if (p.q_is_bf16) rotate.rows_to_half();
       rotate.run(job.block, lane, [&](int out, int n, float v) {
         const int row = job.tile * 8 + n;
         if (job.slot < 0 || row / S::Rows == job.slot)
           sts16(C::kRotated + row * C::HalfStride + out * 2, __half_as_ushort(__float2half_rn(v)));
       });
-    };
-    if (kAskEarly && warp < jobs) run(rotate, job_at(per_head, warp));
-#pragma unroll 1
-    for (int i = warp + (kAskEarly ? kWarps : 0); i < jobs; i += kWarps) {
-      const Job job = job_at(per_head, i);
-      Rotate next;
-      load_job_matrix(next, p.query_matrix, p.query_head_stride, job);
-      run(next, job);
     }
   }
   /// Queries that come rotated already.
@@ -145,8 +133,8 @@ struct Rotations {
       sts32(C::kRotated + row * C::HalfStride + column * 4, p.q_is_bf16 ? bf16x2_to_half2(two) : two);
     }
   }
-  /// Finished rows (kRotated, fp16, normalised) of the wanted pairs, rotated back, to the output. rotate: as in rotate_queries.
-  __device__ __forceinline__ void write_outputs(Rotate& rotate, int pairs) const {
+  /// Finished rows (kRotated, fp16, normalised) of the wanted pairs, rotated back, to the output.
+  __device__ __forceinline__ void write_outputs(int pairs) const {
     const bool per_head = p.inverse_matrix && p.inverse_head_stride != 0;
     const int jobs = job_count(per_head, pairs);
     const auto put = [&](int row, int dim, float v) {
@@ -159,26 +147,24 @@ struct Rotations {
       std::uint16_t* out = static_cast<std::uint16_t*>(p.out) + row_offset(pair_word(slot, 0), head, r) + dim;
       *out = p.q_is_bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(v)) : __half_as_ushort(__float2half_rn(v));
     };
-    if (!p.inverse_matrix) {
 #pragma unroll 1
-      for (int e = warp * 32 + lane; e < pairs * S::Rows * D; e += kWarps * 32)
-        put(e / D, e % D, half_bits_to_float(lds16(C::kRotated + e / D * C::HalfStride + e % D * 2)));
-      return;
-    }
-    const auto run = [&](Rotate& rotate, const Job& job) {
+    for (int i = warp; i < jobs; i += kWarps) {
+      const Job job = job_at(per_head, i);
+      if (!p.inverse_matrix) {
+#pragma unroll 1
+        for (int e = lane; e < 8 * 16; e += 32) {
+          const int row = job.tile * 8 + e / 16, dim = job.block * 16 + e % 16;
+          put(row, dim, half_bits_to_float(lds16(C::kRotated + row * C::HalfStride + dim * 2)));
+        }
+        continue;
+      }
+      Rotate rotate;
+      load_job_matrix(rotate, p.inverse_matrix, p.inverse_head_stride, job);
       rotate.load_rows(lane, [&](int j, std::uint32_t* b) { lds128(C::kRotated + (job.tile * 8 + g) * C::HalfStride + j * 2, b); });
       rotate.run(job.block, lane, [&](int out, int n, float v) {
         const int row = job.tile * 8 + n;
         if (job.slot < 0 || row / S::Rows == job.slot) put(row, out, v);
       });
-    };
-    if (kAskEarly && warp < jobs) run(rotate, job_at(per_head, warp));
-#pragma unroll 1
-    for (int i = warp + (kAskEarly ? kWarps : 0); i < jobs; i += kWarps) {
-      const Job job = job_at(per_head, i);
-      Rotate next;
-      load_job_matrix(next, p.inverse_matrix, p.inverse_head_stride, job);
-      run(next, job);
     }
   }
 };

@@ -8,7 +8,6 @@ bool fused_supported(const DeviceCodec&, const DecodeParams&, std::string* why) 
   if (why) *why = "the fused kernel is not part of this build";
   return false;
 }
-int fused_cluster_blocks(const DeviceCodec&, const DecodeParams&) { return 0; }
 std::size_t fused_workspace_bytes(const DeviceCodec&, const DecodeParams&) { return 0; }
 void fused_decode(const DeviceCodec&, const DecodeParams&, Stream) { refuse("the fused kernel is not part of this build", "decode"); }
 

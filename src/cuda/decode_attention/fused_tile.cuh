@@ -70,43 +70,9 @@ struct RowState {
   }
 };
 
-/// The queries of a pair as operands B of the logits: in registers, or, where those are short, read from shared memory again for every tile.
-/// at: of the lane's part of its row in rotated queries; row_bytes: from column tile to column tile.
 template <class S>
 struct QueryFragments {
-  static constexpr bool kShared = S::Tiles > 1 || S::D > 128;
-  std::uint32_t b[kShared ? 1 : S::Tiles][kShared ? 1 : S::Steps][2];
-  std::uint32_t at, row_bytes;
-  bool live;  // packed rows sit in even columns only
-
-  /// Fragments of steps i and i + 1 (i even) of column tile n.
-  __device__ __forceinline__ void read(int n, int i, std::uint32_t (&v)[4]) const {
-    lds128(at + n * row_bytes + KeyOrder<S::D>::dim(0, 2 * i) * 2, v);
-    if constexpr (S::Packed) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) v[e] = live ? v[e] : 0;
-    }
-  }
-  __device__ __forceinline__ void start() {
-    if constexpr (!kShared) {
-#pragma unroll
-      for (int n = 0; n < S::Tiles; ++n)
-#pragma unroll
-        for (int i = 0; i < S::Steps; i += 2) {
-          std::uint32_t v[4];
-          read(n, i, v);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) b[n][i + e / 2][e % 2] = v[e];
-        }
-    }
-  }
-  __device__ __forceinline__ void get(int n, int i, std::uint32_t (&v)[4]) const {
-    if constexpr (kShared) {
-      read(n, i, v);
-    } else {
-      v[0] = b[n][i][0], v[1] = b[n][i][1], v[2] = b[n][i + 1][0], v[3] = b[n][i + 1][1];
-    }
-  }
+  std::uint32_t b[S::Tiles][S::Steps][2];
 };
 
 /// Softmax of one tile's logits s[token half][row slot], and the p of the tile as the values' operand B:
@@ -176,34 +142,29 @@ __device__ __forceinline__ void softmax_tile(RowState<S>& st, float (&s)[2][S::L
 template <class S, class KeyPair>
 __device__ __forceinline__ void logits_tile(const QueryFragments<S>& q, KeyPair&& key, const float (&k_scale)[2],
                                             float (&s)[2][S::LaneRows]) {
-  constexpr int kSums = S::Tiles > 1 ? 1 : 2;  // independent sums of a product, where registers allow
-  float acc[S::Tiles][kSums][4];
+  float acc[S::Tiles][2][4];
 #pragma unroll
   for (int n = 0; n < S::Tiles; ++n)
 #pragma unroll
-    for (int e = 0; e < kSums; ++e)
+    for (int e = 0; e < 2; ++e)
 #pragma unroll
       for (int c = 0; c < 4; ++c) acc[n][e][c] = 0.f;
 #pragma unroll
-  for (int i = 0; i < S::Steps; i += 2) {
-    std::uint32_t b[S::Tiles][4];
+  for (int i = 0; i < S::Steps; ++i) {
+    const std::uint32_t a0 = key(0, 2 * i), a1 = key(1, 2 * i), a2 = key(0, 2 * i + 1), a3 = key(1, 2 * i + 1);
 #pragma unroll
-    for (int n = 0; n < S::Tiles; ++n) q.get(n, i, b[n]);
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int j = 2 * (i + e);
-      const std::uint32_t a0 = key(0, j), a1 = key(1, j), a2 = key(0, j + 1), a3 = key(1, j + 1);
-#pragma unroll
-      for (int n = 0; n < S::Tiles; ++n) mma(acc[n][e % kSums], a0, a1, a2, a3, b[n][2 * e], b[n][2 * e + 1]);
-    }
+    for (int n = 0; n < S::Tiles; ++n) mma(acc[n][i & 1], a0, a1, a2, a3, q.b[n][i][0], q.b[n][i][1]);
   }
-  const auto sum = [&](int n, int c) { return kSums == 1 ? acc[n][0][c] : acc[n][0][c] + acc[n][kSums - 1][c]; };
 #pragma unroll
   for (int n = 0; n < S::Tiles; ++n)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      s[h][(2 * n) % S::LaneRows] = sum(n, 2 * h) * k_scale[h];
-      if constexpr (!S::Packed) s[h][(2 * n + 1) % S::LaneRows] = sum(n, 2 * h + 1) * k_scale[h];
+      if constexpr (S::Packed) {
+        s[h][0] = (acc[n][0][2 * h] + acc[n][1][2 * h]) * k_scale[h];
+      } else {
+        s[h][(2 * n) % S::LaneRows] = (acc[n][0][2 * h] + acc[n][1][2 * h]) * k_scale[h];
+        s[h][(2 * n + 1) % S::LaneRows] = (acc[n][0][2 * h + 1] + acc[n][1][2 * h + 1]) * k_scale[h];
+      }
     }
 }
 

@@ -14,25 +14,18 @@ struct LaunchShape {
   unsigned threads;
   std::size_t shared_bytes;
   cudaStream_t stream;
-  unsigned cluster = 1;
 };
 
 template <class... Params, class... Args>
 void launch_kernel(const char* what, const LaunchShape& shape, void (*kernel)(Params...), const Args&... args) {
   emulator::submit([=, values = std::tuple<std::remove_const_t<Params>...>(args...)] {
-    emulator::emulate(
-        what, {shape.blocks.x, shape.blocks.y, shape.blocks.z}, shape.threads, shape.shared_bytes, [&] { std::apply(kernel, values); },
-        shape.cluster);
+    emulator::emulate(what, {shape.blocks.x, shape.blocks.y, shape.blocks.z}, shape.threads, shape.shared_bytes,
+                      [&] { std::apply(kernel, values); });
   });
 }
 template <class... Params, class... Args>
 void launch_kernel_early(const char* what, const LaunchShape& shape, void (*kernel)(Params...), const Args&... args) {
   launch_kernel(what, shape, kernel, args...);
-}
-
-template <class... Params>
-int clusters_at_once(const LaunchShape& shape, void (*)(Params...)) {
-  return emulator::options().sm_count / static_cast<int>(shape.cluster);
 }
 
 }  // namespace tq4::gpu

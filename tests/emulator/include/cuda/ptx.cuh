@@ -149,10 +149,6 @@ void sts128_words(std::uint32_t a, int x, int y, int z, int w) {
 
 inline void copy_async_16(unsigned shared, const void* global, int valid = 16) { emulator::copy_async(shared, global, 16, valid); }
 inline void copy_async_commit() { emulator::copy_async_commit(); }
-inline void copy_async_wait_all() {
-  emulator::copy_async_commit();
-  emulator::copy_async_wait(0);
-}
 template <int Pending>
 void copy_async_wait() {
   emulator::copy_async_wait(Pending);
@@ -181,25 +177,10 @@ void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t*
   emulator::bulk_copy(dst, codes, CodeBytes, bar);
   emulator::bulk_copy(dst + CodeBytes, scales, ScaleBytes, bar);
 }
+inline void fence_mbarrier_init() {}
 inline void fence_bulk_copies() {}
 
-// ---- Thread blocks of a cluster ----
-
-inline int cluster_rank() { return emulator::cluster_rank(); }
-inline int cluster_blocks() { return emulator::cluster_blocks(); }
-inline void cluster_arrive() { emulator::cluster_arrive(); }
-inline void cluster_wait() { emulator::cluster_wait(); }
-inline float lds_cluster(std::uint32_t a, int rank) {
-  float v;
-  std::memcpy(&v, emulator::shared_of(rank, a, 4), 4);
-  return v;
-}
-
 // ---- Between thread blocks and launches ----
-
-inline void pause() {
-  emulator::meet("pause", ~0u, nullptr, [](void* const*) { emulator::pause(); });
-}
 
 inline std::uint32_t count_acq_rel(std::uint32_t* counter) { return (*counter)++; }
 inline void launch_dependents() {}
