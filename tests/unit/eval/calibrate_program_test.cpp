@@ -1,35 +1,23 @@
 // `tq4 calibrate` as users run it, and what it and `tq4 eval` do with input that is not what they hoped for: no queries, few tokens, constant and
 // rank-deficient keys, another model, another shape. Dumps are cut from data/lm_a.h5 and lm_b.h5, two texts of one model.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "cli/process.h"
 #include "tq4/container.h"
 #include "tq4/dump.h"
 
 namespace {
 
-namespace fs = std::filesystem;
 using nlohmann::json;
 using tq4::Tensor;
-
-struct Result {
-  int status = -1;
-  std::string out, err;
-};
-
-std::string slurp(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
+using tq4::cli_test::Result;
+using tq4::cli_test::run_shell;
 
 /// What to leave out of, or change in, a copy of a dump.
 struct Cut {
@@ -42,22 +30,8 @@ struct Cut {
 
 class CalibrateProgram : public testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = fs::temp_directory_path() /
-              ("tq4_calibrate_" + std::to_string(::getpid()) + "_" + testing::UnitTest::GetInstance()->current_test_info()->name());
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-  Result run(const std::string& arguments) const {
-    const std::string command = std::string(TQ4_PROGRAM) + " " + arguments + " >" + path("out") + " 2>" + path("err");
-    Result r;
-    const int status = std::system(command.c_str());
-    r.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    r.out = slurp(path("out"));
-    r.err = slurp(path("err"));
-    return r;
-  }
+  std::string path(const std::string& name = "") const { return scratch_.path(name); }
+  static Result run(const std::string& arguments) { return run_shell("tq4 " + arguments); }
 
   /// The second layer of data/`source`, cut; queries are the last 64 positions of it.
   std::string dump(const std::string& name, const std::string& source, const Cut& cut) const {
@@ -102,7 +76,7 @@ class CalibrateProgram : public testing::Test {
     EXPECT_EQ(codecs.size(), 2u);
     return {codecs[0]["total"][metric].get<double>(), codecs[1]["total"][metric].get<double>()};
   }
-  fs::path folder_;
+  tq4::cli_test::Scratch scratch_;
 };
 
 TEST_F(CalibrateProgram, HalvesTheErrorOnAnotherText) {
@@ -118,7 +92,7 @@ TEST_F(CalibrateProgram, HalvesTheErrorOnAnotherText) {
 }
 
 TEST_F(CalibrateProgram, RecommendedFlagsWork) {
-  const std::string learn = dump("a.h5", "lm_a.h5", {}), test = dump("b.h5", "lm_b.h5", {}), in_folder = "cd " + folder_.string() + " && ";
+  const std::string learn = dump("a.h5", "lm_a.h5", {}), test = dump("b.h5", "lm_b.h5", {}), in_folder = "cd " + path() + " && ";
   ASSERT_EQ(run("calibrate " + learn + " -q -o " + path("m.tq4cal")).status, 0);
   bool as_made = false, anew = false;
   double limit = 0.1;  // then what 4 bits just hold
@@ -137,8 +111,8 @@ TEST_F(CalibrateProgram, RecommendedFlagsWork) {
     if (other) {
       ASSERT_EQ(run("calibrate " + learn + " -q --force --codec " + codec + " -o " + path(codec + ".tq4cal")).status, 0);
     }
-    const std::string command = in_folder + TQ4_PROGRAM + " compress " + test + " " + flags + " -q --force -o x.tq4 >/dev/null";
-    EXPECT_EQ(std::system(command.c_str()), 0) << command;
+    const std::string command = in_folder + "tq4 compress " + test + " " + flags + " -q --force -o x.tq4";
+    EXPECT_EQ(run_shell(command).status, 0) << command;
   }
   EXPECT_TRUE(as_made && anew) << "both cases are met";
 }
@@ -166,7 +140,7 @@ TEST_F(CalibrateProgram, StepsCanBeTakenApart) {
     const Result refused = run("calibrate " + learn + " " + arguments + " -o " + path("no.tq4cal"));
     EXPECT_EQ(refused.status, 2) << arguments << ": " << refused.err;
     EXPECT_FALSE(refused.err.empty()) << arguments;
-    EXPECT_FALSE(fs::exists(path("no.tq4cal"))) << arguments;
+    EXPECT_FALSE(std::filesystem::exists(path("no.tq4cal"))) << arguments;
   }
 }
 

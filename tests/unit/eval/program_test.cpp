@@ -1,51 +1,24 @@
 // `tq4 eval` as users run it, on the dumps of data/: outputs, gate, exit codes, calibrations.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdio>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "cli/process.h"
 #include "tq4/container.h"
 #include "tq4/dump.h"
 
 namespace {
 
-namespace fs = std::filesystem;
 using nlohmann::json;
-
-struct Result {
-  int status = -1;
-  std::string out, err;
-};
-
-std::string slurp(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
+using tq4::cli_test::read_file;
+using tq4::cli_test::Result;
+using tq4::cli_test::run_shell;
 
 class EvalProgram : public testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = fs::temp_directory_path() /
-              ("tq4_eval_" + std::to_string(::getpid()) + "_" + testing::UnitTest::GetInstance()->current_test_info()->name());
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-  Result run(const std::string& arguments) const {
-    const std::string command = std::string(TQ4_PROGRAM) + " eval " + arguments + " >" + path("out") + " 2>" + path("err");
-    Result r;
-    const int status = std::system(command.c_str());
-    r.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    r.out = slurp(path("out"));
-    r.err = slurp(path("err"));
-    return r;
-  }
+  std::string path(const std::string& name = "") const { return scratch_.path(name); }
+  static Result run(const std::string& arguments) { return run_shell("tq4 eval " + arguments); }
   /// A calibration for the layers of `info` that only centres, with the given model name in its fingerprint.
   std::string centring(const tq4::DumpInfo& info, const std::string& model) const {
     tq4::Calibration c;
@@ -62,7 +35,7 @@ class EvalProgram : public testing::Test {
     tq4::write_calibration(path("model.tq4cal"), c, true);
     return path("model.tq4cal");
   }
-  fs::path folder_;
+  tq4::cli_test::Scratch scratch_;
   const std::string lm_ = TQ4_SOURCE_DIR "/data/lm_b.h5";
   const std::string fast_ = " --queries 32 --no-recommend ";
 };
@@ -73,16 +46,16 @@ TEST_F(EvalProgram, WritesTableJsonCsvAndPage) {
   EXPECT_NE(r.out.find("tq3"), std::string::npos);
   EXPECT_NE(r.out.find("--kv-cache-dtype"), std::string::npos);
   EXPECT_EQ(r.err, "");
-  const json report = json::parse(slurp(path("r.json")));
+  const json report = json::parse(read_file(path("r.json")));
   EXPECT_EQ(report["verb"], "eval");
   ASSERT_EQ(report["codecs"].size(), 2u);
   EXPECT_EQ(report["codecs"][0]["codec"], "tq3");
   EXPECT_GT(report["codecs"][0]["total"]["output_mse"], report["codecs"][1]["total"]["output_mse"]);
   EXPECT_NEAR(report["codecs"][1]["total"]["k_mse"].get<double>(), 0.0091, 0.0004);
   EXPECT_TRUE(report["recommendation"]["tq4"]["flags"].is_string());
-  const std::string csv = slurp(path("r.csv"));
+  const std::string csv = read_file(path("r.csv"));
   EXPECT_EQ(csv.rfind("codec,layer,head,bits,", 0), 0u) << csv.substr(0, 80);
-  EXPECT_NE(slurp(path("r.html")).find("</html>"), std::string::npos);
+  EXPECT_NE(read_file(path("r.html")).find("</html>"), std::string::npos);
   // Refuses to overwrite, before any work.
   const Result again = run(lm_ + " --bits 4 --html " + path("r.html"));
   EXPECT_EQ(again.status, 2);
