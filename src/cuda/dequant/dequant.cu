@@ -20,31 +20,15 @@ struct DequantArgs {
 
 __global__ void __launch_bounds__(kDequantThreads) dequant_kernel(const __grid_constant__ DequantArgs a) {
   TQ4_DYNAMIC_SHARED(float, memory);
-  const int dim = a.codec.dim, head = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const int dim = a.codec.dim, head = blockIdx.y;
   const std::int64_t token0 = static_cast<std::int64_t>(blockIdx.x) * kDequantRows;
   float *y = memory, *x = y + kDequantRows * dim;
   auto* codes = reinterpret_cast<unsigned char*>(x + kDequantRows * dim);
   const RowTables tables =
       load_tables(a.codec, reinterpret_cast<float*>(codes + kDequantThreads / 32 * 2 * dim), threadIdx.x, kDequantThreads);
   __syncthreads();
-  for (int r = warp; r < kDequantRows; r += kDequantThreads / 32) {
-    const std::int64_t token = token0 + r;
-    float* row = y + r * dim;
-    if (token >= a.n) {
-      for (int j = lane; j < dim; j += 32) row[j] = 0.0f;
-      continue;
-    }
-    const std::int64_t at = token * a.heads + head;
-    const RowIn in{a.codec.has_scale ? a.in.scale[at] : 1.0f,
-                   a.codec.has_zero ? a.in.zero[at] : 0.0f,
-                   a.codec.has_signs ? a.in.residual_norm[at] : 0.0f,
-                   a.codec.has_signs ? a.in.signs + at * (dim / 8) : nullptr,
-                   false,
-                   a.nibbles_high != 0};
-    const std::uint8_t* from = a.in.codes + at * a.row_bytes;
-    decode_row(
-        a.codec, tables, in, [&](int i) { return from + i; }, codes + warp * 2 * dim, row, lane);
-  }
+  decode_plane_rows(a.codec, tables, a.in, a.row_bytes, a.nibbles_high != 0, codes, y,
+                    [&](int r) { return token0 + r < a.n ? (token0 + r) * a.heads + head : -1; });
   __syncthreads();
   const float* result = y;
   if (!a.rotated) {

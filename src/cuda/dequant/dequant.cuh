@@ -69,6 +69,35 @@ __device__ inline void decode_row(const RowCodec& r, const RowTables& t, const R
   __syncwarp();
 }
 
+/// What planes (codes, scales, ...) and the codec that wrote them say of row `at`.
+__device__ inline RowIn plane_row(const RowCodec& r, const EncodedIn& in, std::int64_t at, bool nibbles_high) {
+  return {r.has_scale ? in.scale[at] : 1.0f,
+          r.has_zero ? in.zero[at] : 0.0f,
+          r.has_signs ? in.residual_norm[at] : 0.0f,
+          r.has_signs ? in.signs + at * (r.dim / 8) : nullptr,
+          false,
+          nibbles_high};
+}
+
+/// A block's rows of planes to y [kDequantRows][dim] in shared memory, a warp a row. `row_of(r)` is the row's index in the planes, < 0 = none:
+/// zeros. `codes` [warps][2 dim] is scratch. The caller synchronises before it reads y.
+template <class RowOf>
+__device__ inline void decode_plane_rows(const RowCodec& codec, const RowTables& tables, const EncodedIn& in, int row_bytes,
+                                         bool nibbles_high, unsigned char* codes, float* y, const RowOf& row_of) {
+  const int dim = codec.dim, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  for (int r = warp; r < kDequantRows; r += kDequantThreads / 32) {
+    float* row = y + r * dim;
+    const std::int64_t at = row_of(r);
+    if (at < 0) {
+      for (int j = lane; j < dim; j += 32) row[j] = 0.0f;
+      continue;
+    }
+    const std::uint8_t* from = in.codes + at * row_bytes;
+    decode_row(
+        codec, tables, plane_row(codec, in, at, nibbles_high), [&](int i) { return from + i; }, codes + warp * 2 * dim, row, lane);
+  }
+}
+
 /// rows [kDequantRows][dim] in shared memory to the caller's, 8 coordinates a thread. `row_of(r)` gives the first element's index, < 0 = none.
 template <class RowOf>
 __device__ inline void write_rows(const float* rows, int dim, void* out, DType dtype, const RowOf& row_of) {

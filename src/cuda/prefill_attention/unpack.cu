@@ -17,7 +17,7 @@ struct PlanesArgs {
 
 __global__ void __launch_bounds__(kDequantThreads) planes_kernel(const __grid_constant__ PlanesArgs a) {
   TQ4_DYNAMIC_SHARED(float, memory);
-  const int dim = a.codec.dim, head = blockIdx.y, sequence = blockIdx.z, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const int dim = a.codec.dim, head = blockIdx.y, sequence = blockIdx.z;
   const int begin = a.cu_k[sequence], length = static_cast<int>(min(static_cast<std::int64_t>(a.cu_k[sequence + 1] - begin), a.capacity));
   const int token0 = blockIdx.x * kDequantRows;
   if (token0 >= length) return;
@@ -26,23 +26,9 @@ __global__ void __launch_bounds__(kDequantThreads) planes_kernel(const __grid_co
   const RowTables tables =
       load_tables(a.codec, reinterpret_cast<float*>(codes + kDequantThreads / 32 * 2 * dim), threadIdx.x, kDequantThreads);
   __syncthreads();
-  for (int r = warp; r < kDequantRows; r += kDequantThreads / 32) {
-    float* row = y + r * dim;
-    if (token0 + r >= length) {
-      for (int j = lane; j < dim; j += 32) row[j] = 0.0f;
-      continue;
-    }
-    const std::int64_t at = static_cast<std::int64_t>(begin + token0 + r) * a.heads + head;
-    const RowIn in{a.codec.has_scale ? a.in.scale[at] : 1.0f,
-                   a.codec.has_zero ? a.in.zero[at] : 0.0f,
-                   a.codec.has_signs ? a.in.residual_norm[at] : 0.0f,
-                   a.codec.has_signs ? a.in.signs + at * (dim / 8) : nullptr,
-                   false,
-                   a.nibbles_high != 0};
-    const std::uint8_t* from = a.in.codes + at * a.row_bytes;
-    decode_row(
-        a.codec, tables, in, [&](int i) { return from + i; }, codes + warp * 2 * dim, row, lane);
-  }
+  decode_plane_rows(a.codec, tables, a.in, a.row_bytes, a.nibbles_high != 0, codes, y, [&](int r) {
+    return token0 + r < length ? static_cast<std::int64_t>(begin + token0 + r) * a.heads + head : static_cast<std::int64_t>(-1);
+  });
   block_transform<kDequantRows>(inverse_transform(a.codec.t, head, dim), y, x, dim, threadIdx.x, kDequantThreads);
   if (a.codec.t.centre || a.codec.t.rope_mu) {
     for (int i = threadIdx.x; i < kDequantRows * dim; i += kDequantThreads) {
