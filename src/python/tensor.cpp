@@ -133,11 +133,7 @@ bool by_cuda_array_interface(nb::handle object, const char* name, std::initializ
 
 }  // namespace
 
-std::int64_t Tensor::size() const {
-  std::int64_t n = 1;
-  for (const std::int64_t s : shape) n *= s;
-  return n;
-}
+std::int64_t Tensor::size() const { return elements(shape); }
 
 bool Tensor::dense() const {
   if (size() == 0) return true;

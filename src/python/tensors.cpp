@@ -29,16 +29,16 @@ void describe(const Array& array, const char* name, std::initializer_list<DType>
   }
 }
 
-std::int64_t count(const std::vector<std::int64_t>& shape) {
+}  // namespace
+
+std::int64_t elements(const std::vector<std::int64_t>& shape) {
   std::int64_t n = 1;
   for (const std::int64_t size : shape) n *= size;
   return n;
 }
 
-}  // namespace
-
-std::int64_t InTensor::size() const { return count(shape); }
-std::int64_t OutTensor::size() const { return count(shape); }
+std::int64_t InTensor::size() const { return elements(shape); }
+std::int64_t OutTensor::size() const { return elements(shape); }
 
 DType dtype_of(const nb::dlpack::dtype& dtype, const char* name, std::initializer_list<DType> allowed) {
   using Code = nb::dlpack::dtype_code;

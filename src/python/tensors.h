@@ -23,6 +23,9 @@ struct Refusal {
   std::string message;
 };
 
+/// Elements of a tensor of this shape.
+std::int64_t elements(const std::vector<std::int64_t>& shape);
+
 /// A C-contiguous CPU tensor seen in place; `keep` holds the owner.
 struct InTensor {
   nb::ndarray<nb::ro> keep;

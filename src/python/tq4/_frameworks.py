@@ -72,6 +72,20 @@ def zero_bytes(shape: tuple[int, ...], device: int | None) -> Any:
     return torch.zeros(shape, dtype=torch.uint8, device=f"cuda:{device}")
 
 
+class Workspaces(dict[tuple[int, ...], Any]):
+    """Zeroed scratch on a GPU, one for each of the last 16 shapes: kernels leave a workspace as the next call of the same shapes needs it."""
+
+    def of(self, key: tuple[int, ...], device: int | None, bytes_needed: Any) -> Any:
+        """The workspace of `key`, made where it is missing: bytes_needed() bytes of it."""
+        room = self.get(key)
+        if room is None:
+            count = bytes_needed()
+            if len(self) >= 16:
+                self.pop(next(iter(self)))
+            room = self[key] = zero_bytes((max(count, 256),), device)
+        return room
+
+
 def on_device(device: int | None) -> Any:
     """A context in which `device` is the current one; free where it already is."""
     torch = sys.modules.get("torch")

@@ -10,7 +10,7 @@ from . import _core
 from ._checks import choice, integer, number
 from ._codec import Codec, as_calibration, codec_spec
 from ._errors import DTypeError, Error, OperationError, ShapeError, UnsupportedError, UsageError
-from ._frameworks import device_index, framework, on_device, strides, zero_bytes
+from ._frameworks import Workspaces, device_index, framework, on_device, strides, tensor_device, zero_bytes
 
 LAYOUTS = ("native", "turboquant-vllm", "vllm")
 
@@ -48,15 +48,8 @@ class PagedCache:
         self.num_kv_heads, self.head_dim = integer(num_kv_heads, "num_kv_heads", 1, 2**16), integer(head_dim, "head_dim")
         self.block_size = integer(block_size, "block_size", 1, 2**20)
         self.layout = choice(layout, "layout", LAYOUTS)
-        if data is not None:
-            from ._frameworks import tensor_device
-
-            self.device = tensor_device(data)
-        else:
-            self.device = device_index(device)
-        block, token, head = 0, 0, 0
-        if data is not None:
-            block, token, head = self._strides_of(data)
+        self.device = device_index(device) if data is None else tensor_device(data)
+        block, token, head = (0, 0, 0) if data is None else self._strides_of(data)
         arguments = (self._spec_json, self.layout, self.num_kv_heads, self.head_dim, self.block_size, as_calibration(calibration), integer(layer, "layer"))
         with on_device(self.device):
             if self.device is None:
@@ -71,13 +64,13 @@ class PagedCache:
             raise ShapeError(f"data has {data.shape[0]} blocks, not num_blocks = {num_blocks}")
         self.data = data
         self.num_blocks = int(data.shape[0])
-        self._workspaces: dict[tuple[int, ...], Any] = {}
+        self._workspaces = Workspaces()
 
     def _strides_of(self, data: Any) -> tuple[int, int, int]:
         """Bytes from block to block, token to token, head to head."""
         if str(data.dtype) not in ("uint8", "torch.uint8"):
             raise DTypeError(f"data must be uint8, not {data.dtype}")
-        axes = {"native": (2, None), "turboquant-vllm": (3, None), "vllm": (4, None)}[self.layout][0]
+        axes = {"native": 2, "turboquant-vllm": 3, "vllm": 4}[self.layout]
         if len(data.shape) != axes:
             raise ShapeError(f"data of layout {self.layout} has {axes} axes, not shape {tuple(data.shape)}")
         step = strides(data)
@@ -153,20 +146,13 @@ class PagedCache:
             max_seq_len = columns[1] * self.block_size if len(columns) == 2 else 0
         key = (*shape[:-1], max_seq_len)
         with on_device(self.device):
-            workspace = self._workspaces.get(key)
-            if workspace is None:
-                workspace = self._workspace(key)
+            workspace = self._workspaces.of(key, self.device, lambda: self._workspace_bytes(key))
             self._pages.attend(self.data, q, block_table, seq_lens, out, lse, scale, last, cap, alibi_slopes, sink_logits, max_seq_len, False, workspace, stream)
         return out
 
-    def _workspace(self, key: tuple[int, ...]) -> Any:
-        """Kernels leave a workspace as the next call of the same shapes needs it: one of its own for each of the last 16 shapes."""
+    def _workspace_bytes(self, key: tuple[int, ...]) -> int:
         num_seqs, *middle, heads, longest = (integer(size, "q's shape or max_seq_len", 0) for size in key)
-        if len(self._workspaces) >= 16:
-            self._workspaces.pop(next(iter(self._workspaces)))
-        room = zero_bytes((max(self._pages.workspace_bytes(self.data, num_seqs, middle[0] if middle else 1, heads, longest), 256),), self.device)
-        self._workspaces[key] = room
-        return room
+        return self._pages.workspace_bytes(self.data, num_seqs, middle[0] if middle else 1, heads, longest)
 
     def path(self, num_seqs: int, num_q_heads: int, q_len: int = 1, max_seq_len: int = 1) -> str:
         """What attend runs: "reference" on the CPU, "fused-sm90" or "general" on a GPU."""

@@ -21,7 +21,7 @@ from . import _core
 from ._checks import integer, number
 from ._codec import spec_members
 from ._errors import DTypeError, ShapeError, UnsupportedError
-from ._frameworks import framework, on_device, tensor_device
+from ._frameworks import Workspaces, framework, on_device, tensor_device
 
 __all__ = [
     "fused_paged_tq4_decode",
@@ -239,7 +239,7 @@ def _pages(device: int | None, spec: str, layout: str, kv_heads: Any, dim: int, 
     def make() -> Any:
         arguments = (spec, layout, heads, dim, block_size, None, 0, _host(k_tables), _host(v_tables), block, token, head)
         with on_device(device):
-            return (_core.Pages(*arguments) if device is None else _core.GpuPages(*arguments, device)), {}
+            return (_core.Pages(*arguments) if device is None else _core.GpuPages(*arguments, device)), Workspaces()
 
     tensors = tuple(t for tables in (k_tables, v_tables) if tables is not None for t in tables if t is not None)
     for t in tensors:
@@ -247,7 +247,7 @@ def _pages(device: int | None, spec: str, layout: str, kv_heads: Any, dim: int, 
     return _cached((device, spec, layout, heads, dim, block_size, block, token, head), tensors, make)
 
 
-def _attend(made: tuple[Any, dict[Any, Any]], q: Any, cache: Any, block_table: Any, seq_lens: Any, sm_scale: float | None, out: Any, lse: Any = None) -> Any:
+def _attend(made: tuple[Any, Workspaces], q: Any, cache: Any, block_table: Any, seq_lens: Any, sm_scale: float | None, out: Any, lse: Any = None) -> Any:
     pages, workspaces = made
     torch = framework(q)
     scale = 0.0 if sm_scale is None else number(sm_scale, "sm_scale")
@@ -258,11 +258,9 @@ def _attend(made: tuple[Any, dict[Any, Any]], q: Any, cache: Any, block_table: A
         pages.attend(cache, q[:, None], block_table, seq_lens, target[:, None], lse3, scale, 0, 0.0, None, None)
     else:
         longest = int(block_table.shape[-1]) * int(cache.shape[1])
-        key = (*q.shape, longest)
         with on_device(device):
-            if key not in workspaces:
-                workspaces[key] = torch.zeros(max(pages.workspace_bytes(cache, q.shape[0], 1, q.shape[1], longest), 256), dtype=torch.uint8, device=q.device)
-            pages.attend(cache, q.contiguous()[:, None], block_table, seq_lens, target[:, None], lse3, scale, 0, 0.0, None, None, longest, False, workspaces[key])
+            workspace = workspaces.of((*q.shape, longest), device, lambda: pages.workspace_bytes(cache, q.shape[0], 1, q.shape[1], longest))
+            pages.attend(cache, q.contiguous()[:, None], block_table, seq_lens, target[:, None], lse3, scale, 0, 0.0, None, None, longest, False, workspace)
     if out is not None and target is not out:
         out.copy_(target)
         return out
