@@ -5,6 +5,7 @@
 #include <mutex>
 #include <string>
 
+#include "core/side.h"
 #include "eval/calibrate_statistics.h"
 #include "eval/calibrate_tables.h"
 #include "eval/parallel.h"
@@ -16,13 +17,11 @@ namespace {
 
 constexpr std::int64_t kTokensPerDimension = 4;  ///< fewer than this times head_dim: warn
 
-bool has_codes(const SideSpec& side) { return side.kind == CodeKind::Mse || side.kind == CodeKind::Mixed || side.kind == CodeKind::Prod; }
-
 CalibrationMethod method_of(const CalibrateOptions& options, Side side) {
   const std::optional<CalibrationMethod>& own = side == Side::K ? options.method_k : options.method_v;
   const CalibrationMethod method = own.value_or(options.method);
   const SideSpec& spec = side == Side::K ? options.spec.k : options.spec.v;
-  if (!has_codes(spec)) return CalibrationMethod::None;
+  if (!core::has_codebook(spec)) return CalibrationMethod::None;
   // The predictive transform and R A are for codebooks of unit vectors; Mixed and Prod keep the rotation and get a centre.
   const bool whole = spec.kind == CodeKind::Mse && !spec.norm_correction;
   return whole ? method : std::min(method, CalibrationMethod::Centre);

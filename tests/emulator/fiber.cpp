@@ -69,17 +69,22 @@ void Fiber::prepare(std::uint8_t* stack, std::size_t bytes, Entry entry, void* a
 #endif
 }
 
+/// Leaves this stack of control at `from` and goes on where `to` was left.
+static void switch_places(FiberPlace& from, FiberPlace& to) {
+#if defined(__x86_64__)
+  tq4_switch_stack(&from.stack_pointer, to.stack_pointer);
+#else
+  swapcontext(&from.context, &to.context);
+#endif
+}
+
 void Fiber::enter(FiberPlace& scheduler) {
   entered = this;
   scheduler_ = &scheduler;
 #ifdef TQ4_FIBER_ASAN
   __sanitizer_start_switch_fiber(&scheduler.fake_stack, stack_, bytes_);
 #endif
-#if defined(__x86_64__)
-  tq4_switch_stack(&scheduler.stack_pointer, place_.stack_pointer);
-#else
-  swapcontext(&scheduler.context, &place_.context);
-#endif
+  switch_places(scheduler, place_);
 #ifdef TQ4_FIBER_ASAN
   __sanitizer_finish_switch_fiber(scheduler.fake_stack, nullptr, nullptr);
 #endif
@@ -89,11 +94,7 @@ void Fiber::leave(FiberPlace& scheduler) {
 #ifdef TQ4_FIBER_ASAN
   __sanitizer_start_switch_fiber(&place_.fake_stack, scheduler.bottom, scheduler.size);
 #endif
-#if defined(__x86_64__)
-  tq4_switch_stack(&place_.stack_pointer, scheduler.stack_pointer);
-#else
-  swapcontext(&place_.context, &scheduler.context);
-#endif
+  switch_places(place_, scheduler);
 #ifdef TQ4_FIBER_ASAN
   __sanitizer_finish_switch_fiber(place_.fake_stack, &scheduler.bottom, &scheduler.size);
 #endif
