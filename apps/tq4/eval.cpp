@@ -53,8 +53,7 @@ std::vector<std::string> codec_names(const CodecOptions& o) {
   if (asked.empty() && names.empty()) asked = {"default"};
   for (const std::string& name : asked) {
     if (name == "all") {
-      for (const char* own : {"tq4", "tq3", "tq2", "k4v3", "k4v2", "k3v2"}) names.emplace_back(own);
-      names.insert(names.end(), baseline_names().begin(), baseline_names().end());
+      names.insert(names.end(), tq4::codec_names().begin(), tq4::codec_names().end());
     } else if (name == "default") {
       for (const std::string& one : parse_names(kDefaultCodecs)) names.push_back(one);
     } else {

@@ -19,10 +19,11 @@ def main():
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--queries", type=int, default=2048, help="the last N queries of each head")
     parser.add_argument("--stress", type=float, default=1, help="scale of the outlier channels (model.py)")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
-    model = Model(arguments.model, "cpu", arguments.stress)
+    model = Model(arguments.model, arguments.device, arguments.stress)
     first, last = (int(x) for x in arguments.files.split(":"))
     arguments.out.mkdir(parents=True, exist_ok=True)
     for number, tokens in enumerate(windows(arguments.model, first, last, arguments.ctx, arguments.windows)):
@@ -33,12 +34,12 @@ def main():
 
             def capture(layer, q, k, v):
                 group = file.create_group(f"layer_{layer}")
-                group["k"], group["v"] = k[0].half().numpy(), v[0].half().numpy()
-                group["q"] = q[0, :, -arguments.queries :].half().numpy()
+                group["k"], group["v"] = k[0].half().cpu().numpy(), v[0].half().cpu().numpy()
+                group["q"] = q[0, :, -arguments.queries :].half().cpu().numpy()
                 group["q"].attrs["q_start"] = arguments.ctx - arguments.queries
-                group["o_gram"] = model.o_gram(layer).float().numpy()
+                group["o_gram"] = model.o_gram(layer).float().cpu().numpy()
 
-            model.hidden(torch.from_numpy(tokens[None, :-1]), capture=capture)
+            model.hidden(torch.from_numpy(tokens[None, :-1]).to(arguments.device), capture=capture)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ SCALES = {"least-squares": 0, "norm": 1, "unbiased": 2, "": -1}
 
 def load_library(path):
     library = ctypes.CDLL(os.path.abspath(path))
+    library.tq4_roundtrip_names.restype = ctypes.c_char_p
     library.tq4_roundtrip_open.restype = ctypes.c_void_p
     library.tq4_roundtrip_open.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
     library.tq4_roundtrip_bits.restype = ctypes.c_double
@@ -20,6 +21,11 @@ def load_library(path):
     library.tq4_roundtrip.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p,
                                       ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
     return library
+
+
+def codec_names(library):
+    """All codecs of `tq4 eval --codec all`."""
+    return library.tq4_roundtrip_names().decode().split()
 
 
 class Roundtrip:

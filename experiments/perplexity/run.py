@@ -3,25 +3,29 @@
     python run.py --model DIR --library libtq4_roundtrip.so --plan plan.json --calibrations DIR --out windows.json
     python run.py ... --device cpu --windows 256 --take 5::32      # a few windows of the same grid, on a machine without a GPU
     python run.py ... --tokens english.npz                         # another text;  --stress 8: a model with outlier channels
+    python run.py ... --plan all --rounds 4                        # every codec of `tq4 eval --codec all`
 
 The codec is the project's own (libtq4_roundtrip.so, see runner/). K is quantized after RoPE in every layer of the forward pass, and every query
 attends to decoded keys and values, its own included, save for an exact window and sinks. The plan is a list of {"codec", "calibration":
 "none" | file stem, "seed", "window", "sinks", "scale"}; "seeds": [1, 2, ...] instead of "seed" takes them in turn, one a window. One record per
 entry is written as soon as it is measured, with the value of every window, so that summarize.py can pair them; entries that --out already holds
-are not measured again. On a GPU two batches are in flight, so that the CPU's codec and the GPU's model overlap; on a CPU each thread has a window.
+are not measured again. With --rounds N every entry is measured on windows 0, N, 2N, ... first, then on 1, N + 1, ..., so that a run that is cut short
+has the same windows for all of them. On a GPU two batches are in flight, so that the CPU's codec and the GPU's model overlap; on a CPU each thread has a window.
 """
 import argparse
 import concurrent.futures
+import itertools
 import json
 import os
 import pathlib
+import re
 import time
 
 import numpy as np
 import torch
 
 from model import Model, windows
-from roundtrip import Roundtrip, load_library
+from roundtrip import Roundtrip, codec_names, load_library
 
 
 def slice_of(text):
@@ -31,7 +35,8 @@ def slice_of(text):
 def add_machine_arguments(parser):
     parser.add_argument("--model", required=True, help="folder with config.json, model.int8.safetensors, heldout.npz")
     parser.add_argument("--library", required=True)
-    parser.add_argument("--plan", required=True)
+    parser.add_argument("--plan", required=True, help="JSON file, or all: every codec of `tq4 eval --codec all`, none calibrated")
+    parser.add_argument("--known", nargs="*", default=[], help="with --plan all: leave codecs out that these records have")
     parser.add_argument("--calibrations", default=".")
     parser.add_argument("--out", required=True)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -78,6 +83,20 @@ def exact_tokens(entry, codec):
     return (own, own) if any(own) else (codec.exact_k, codec.exact_v)
 
 
+def plan_entries(arguments, library):
+    """The entries of --plan. tqB is kBvB here, as everywhere in this experiment; rotations that a seed draws take seeds 1 to 5 in turn."""
+    if arguments.plan != "all":
+        return json.loads(pathlib.Path(arguments.plan).read_text())
+    known = {r["codec"] for path in arguments.known for r in json.loads(pathlib.Path(path).read_text()) if r["calibration"] == "none" and not r["window"]}
+    entries = []
+    for name in codec_names(library):
+        codec = re.sub(r"^tq(\d)(-norm|-2d|)$", r"k\1v\1\2", name)
+        seeds = {"seeds": [1, 2, 3, 4, 5]} if re.match(r"(tq|k)\d", codec) else {"seed": 42}
+        if codec not in known:
+            entries.append({"codec": codec, "calibration": "none", **seeds, "window": 0, "sinks": 0})
+    return entries
+
+
 def measured(out, settings):
     """Records of an earlier run with the same settings."""
     path = pathlib.Path(out)
@@ -102,6 +121,7 @@ def main():
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--windows", type=int, default=256, help="an even grid of so many windows over the files")
     parser.add_argument("--take", type=slice_of, default=slice(None), help="A:B:STEP, which windows of the grid to measure (default: all)")
+    parser.add_argument("--rounds", type=int, default=1, help="take the windows in so many interleaved parts, all entries on one before the next")
     parser.add_argument("--batch", type=int, default=None, help="windows at a time (default: 8, CPU 1)")
     parser.add_argument("--files", default="100:400", help="test files A:B of heldout.npz; calibrate on others")
     parser.add_argument("--tokens", help="npz with `tokens` [windows, ctx + 1] instead of the files")
@@ -119,14 +139,20 @@ def main():
     index = list(range(len(grid)))[arguments.take]
     tokens = torch.from_numpy(grid[index]).to(machine.device)
     size = arguments.batch or (1 if machine.cpu else 8)
-    batches = [(range(i, min(i + size, len(tokens))), tokens[i : i + size]) for i in range(0, len(tokens), size)]
-    keep = len(tokens) <= 16  # reference distributions: 134 MB a window
+    keep = len(tokens) <= (16 if machine.cpu else 512)  # reference distributions: 134 MB a window
 
     def reference_of(batch):
         hidden = model.hidden(batch[1][:, :-1])
         return [model.log_probabilities(h) for h in hidden] if keep else hidden
 
-    base = machine.map(reference_of, batches)
+    entries = plan_entries(arguments, machine.library)
+    seeds = max(len(entry.get("seeds", [0])) for entry in entries)  # windows of one seed lie together: the codec has more to do at a time
+    parts = []  # numbers of windows, their batches, the references of each batch
+    for first in range(arguments.rounds):
+        part, which = index[first :: arguments.rounds], tokens[first :: arguments.rounds]
+        order = sorted(range(len(part)), key=lambda n: (n % seeds, n))
+        batches = [(order[i : i + size], which[order[i : i + size]]) for i in range(0, len(part), size)]
+        parts.append((part, batches, machine.map(reference_of, batches)))
 
     def measure(item):
         (numbers, batch), reference, codecs, entry = item
@@ -141,29 +167,30 @@ def main():
                 target = batch[i, 1:, None]
                 rows[i] = [(p.gather(1, target) - q.gather(1, target)).double().mean().item(), (p.exp() * (p - q)).sum(1).double().mean().item(),
                            -p.gather(1, target).double().mean().item()]
-        return [rows[i] for i in range(len(numbers))]
+        return [(n, rows[i]) for i, n in enumerate(numbers)]
 
     if arguments.stress != 1:
         change = logit_change(arguments, machine, tokens[:1, :512])
         print(f"stress {arguments.stress:g}: log-probabilities of the uncompressed model change by {change:.2g} at most", flush=True)
         if change > 1e-3:
             raise SystemExit("the stressed model is another model")
-    settings = {"ctx": arguments.ctx, "text": text, "stress": arguments.stress, "index": index}
+    settings = {"ctx": arguments.ctx, "text": text, "stress": arguments.stress}
     records = measured(arguments.out, settings)
     print(f"{machine.device}, {len(tokens)} windows of {arguments.ctx} ({text}); base {time.time() - start:.0f} s", flush=True)
-    for entry in json.loads(pathlib.Path(arguments.plan).read_text()):
-        if any(entry == {key: r[key] for key in entry if key in r} for r in records):
+    for (part, batches, base), entry in itertools.product(parts, entries):
+        if any(r.get("index", list(range(r["windows"]))) == part and entry == {key: r[key] for key in entry if key in r} for r in records):
             continue
         if time.time() - start > arguments.seconds:
             print("out of time: left out", entry, flush=True)
             continue
         begin = time.time()
         codecs = machine.codecs(entry)
-        values = np.array([row for rows in machine.map(measure, [(b, r, codecs, entry) for b, r in zip(batches, base)]) for row in rows])
+        rows = machine.map(measure, [(b, r, codecs, entry) for b, r in zip(batches, base)])
+        values = np.array([row for _, row in sorted(itertools.chain(*rows))])
         nats, kl = values[:, 0], values[:, 1]
         record = dict(entry, bits=codecs[0].bits(arguments.ctx, model.dim) if entry.get("calibration", "none") == "none" else None, nats_lost=nats.mean(),
                       standard_error=nats.std(ddof=1) / len(nats) ** 0.5, kl=kl.mean(), kl_standard_error=kl.std(ddof=1) / len(kl) ** 0.5, windows=len(nats),
-                      base_nats=values[:, 2].mean(), device=machine.device, commit=arguments.commit, seconds=time.time() - begin, **settings,
+                      base_nats=values[:, 2].mean(), device=machine.device, commit=arguments.commit, seconds=time.time() - begin, **settings, index=part,
                       per_window={"nats": [round(x, 6) for x in nats], "kl": [round(x, 6) for x in kl]})
         seconds = sum(codec.seconds for codec in codecs)
         for codec in codecs:

@@ -138,23 +138,49 @@ std::unique_ptr<Compressor> make_compressor(std::string_view name) {
 }
 
 const std::vector<std::string>& baseline_names() {
-  static const std::vector<std::string> names{"fp8",          "int8",
-                                              "q8_0",         "int4",
-                                              "q4_0",         "q4_0-rot",
-                                              "int4-g32",     "int4-g128-rot",
-                                              "kivi4",        "kivi4-g128",
-                                              "kivi4-r128",   "kivi4-g128-r128",
-                                              "kivi2",        "kivi2-g128",
-                                              "kivi2-r128",   "kivi2-g128-r128",
-                                              "kvquant4",     "kvquant4-1%",
-                                              "kvquant3-1%",  "nvfp4",
-                                              "mxfp4",        "vllm:k8v4",
-                                              "vllm:4bit_nc", "vllm:k3v4_nc",
-                                              "vllm:3bit_nc", "turboquant-vllm",
-                                              "tq4-norm",     "tq3-norm",
-                                              "tq2-norm",     "tq4-prod",
-                                              "tq3-prod",     "tq2.5",
+  static const std::vector<std::string> names{"fp8",
+                                              "int8",
+                                              "q8_0",
+                                              "int4",
+                                              "q4_0",
+                                              "q4_0-rot",
+                                              "int4-g32",
+                                              "int4-g128-rot",
+                                              "kivi4",
+                                              "kivi4-g128",
+                                              "kivi4-r128",
+                                              "kivi4-g128-r128",
+                                              "kivi2",
+                                              "kivi2-g128",
+                                              "kivi2-r128",
+                                              "kivi2-g128-r128",
+                                              "kvquant4",
+                                              "kvquant4-1%",
+                                              "kvquant3",
+                                              "kvquant3-1%",
+                                              "nvfp4",
+                                              "mxfp4",
+                                              "vllm:k8v4",
+                                              "vllm:4bit_nc",
+                                              "vllm:k3v4_nc",
+                                              "vllm:3bit_nc",
+                                              "turboquant-vllm",
+                                              "tq4-norm",
+                                              "tq3-norm",
+                                              "tq2-norm",
+                                              "tq4-prod",
+                                              "tq3-prod",
+                                              "tq2.5",
                                               "tq3.5"};
+  return names;
+}
+
+const std::vector<std::string>& codec_names() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all{"tq4", "tq3", "tq2", "k4v3", "k4v2", "k3v2", "k8v4", "tq4-2d", "tq3-2d"};
+    all.insert(all.end(), baseline_names().begin(), baseline_names().end());
+    return all;
+  }();
   return names;
 }
 

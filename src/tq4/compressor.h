@@ -80,5 +80,7 @@ std::unique_ptr<Compressor> make_compressor(std::string_view name);
 
 /// Names of every baseline the report shows with `--codec all`, cheapest explanation first.
 const std::vector<std::string>& baseline_names();
+/// All that `--codec all` shows: tq4's own codecs, then the baselines. experiments/perplexity measures the same list.
+const std::vector<std::string>& codec_names();
 
 }  // namespace tq4

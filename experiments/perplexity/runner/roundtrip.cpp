@@ -33,6 +33,16 @@ void tell(const char* what, char* message, int size) {
 
 extern "C" {
 
+/// Names of all codecs of `tq4 eval --codec all`, one a line.
+__attribute__((visibility("default"))) const char* tq4_roundtrip_names() {
+  static const std::string names = [] {
+    std::string lines;
+    for (const std::string& name : tq4::codec_names()) lines += name + "\n";
+    return lines;
+  }();
+  return names.c_str();
+}
+
 /// A codec or baseline by name. calibration: path of a .tq4cal file or null (then `spec` of the file wins over the name's seed and codebook).
 /// seed: rotation seed, scale_rule: 0 least squares, 1 norm, 2 unbiased, -1 as the name says. Null and a message on failure.
 __attribute__((visibility("default"))) void* tq4_roundtrip_open(const char* name, const char* calibration, std::uint64_t seed,
