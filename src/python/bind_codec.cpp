@@ -29,8 +29,7 @@ class SideCodec {
 
   nb::tuple encode(nb::handle x, int threads, bool zero_nonfinite, std::int64_t position0, int repeat) const {
     const Tensor in = tensor_on(x, "x", {DType::F16, DType::BF16, DType::F32}, false, 0);
-    check_axes(in.shape, "x");
-    need_rows(in, "x");
+    need_vectors(in, "x", codec_.head_dim());
     const std::vector<std::int64_t> leading(in.shape.begin(), in.shape.end() - 1);
     const auto [heads, tokens] = split(leading);
     Planes planes(codec_, heads * tokens);
@@ -59,7 +58,7 @@ class SideCodec {
     const Planes planes = planes_from_python(codec_, encoded, shape);
     const auto [heads, tokens] = split(shape);
     shape.push_back(codec_.head_dim());
-    const OutTensor x = out_tensor(out, "out", {DType::F32, DType::F16, DType::BF16});
+    const Tensor x = cpu_tensor(out, "out", {DType::F32, DType::F16, DType::BF16}, true);
     need_shape(x.shape, shape, "out");
     Exec exec;
     exec.threads = threads;
@@ -98,21 +97,9 @@ class SideCodec {
                       own);
   }
 
-  void check_axes(const std::vector<std::int64_t>& shape, const char* name) const {
-    if (shape.empty())
-      throw Refusal{"ShapeError",
-                    std::string(name) + " is a single number; vectors of " + std::to_string(codec_.head_dim()) + " are needed"};
-    if (shape.back() != codec_.head_dim()) {
-      throw Refusal{"HeadDimError", std::string(name) + " of shape " + shape_text(shape) + " has vectors of " +
-                                        std::to_string(shape.back()) + "; this codec is for head_dim " + std::to_string(codec_.head_dim())};
-    }
-  }
-
   /// Heads and tokens a head. Without a calibration heads do not differ and all vectors are one run.
   std::pair<std::int64_t, std::int64_t> split(const std::vector<std::int64_t>& leading) const {
-    std::int64_t n = 1;
-    for (const std::int64_t size : leading) n *= size;
-    if (layer_ == nullptr) return {1, n};
+    if (layer_ == nullptr) return {1, elements(leading)};
     need_shape(leading, {layer_->num_kv_heads, -1}, "a calibrated side ([num_kv_heads, tokens] before head_dim)");
     return {leading[0], leading[1]};
   }

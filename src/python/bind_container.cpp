@@ -4,6 +4,7 @@
 #include <nanobind/stl/unique_ptr.h>
 
 #include "bindings.h"
+#include "tensor.h"
 #include "tq4/container.h"
 #include "tq4/error.h"
 
@@ -59,7 +60,7 @@ void decode(Container& file, std::size_t layer_index, const std::string& side, i
   if (head < 0 || heads < 0 || head + heads > shape.num_kv_heads || begin < 0 || count < 0 || begin + count > shape.tokens) {
     throw Refusal{"UsageError", "heads or tokens past the end of the layer"};
   }
-  const OutTensor x = out_tensor(out, "out", {DType::F32});
+  const Tensor x = cpu_tensor(out, "out", {DType::F32}, true);
   need_shape(x.shape, {heads, count, shape.head_dim}, "out");
   Exec exec;
   exec.threads = threads;

@@ -1,4 +1,4 @@
-// GpuPages: the CUDA operations of tq4/gpu.h and tq4/prefill.h on CUDA tensors, launched on the caller's current stream. Each call checks
+// GpuPages: the CUDA operations of tq4/gpu.h on pages in CUDA tensors, launched on the caller's current stream. Each call checks
 // dtypes, shapes and strides on the host, launches and returns; nothing is copied, allocated or synchronised. In a build without CUDA the
 // class is there and its constructor says that there is no device.
 #include <nanobind/nanobind.h>
@@ -11,7 +11,6 @@
 #include "tensor.h"
 #include "tq4/error.h"
 #include "tq4/gpu.h"
-#include "tq4/prefill.h"
 
 namespace tq4::python {
 namespace {
@@ -146,93 +145,6 @@ class GpuPages {
     gpu::dequant_pages(codec_, p, stream_of(k, stream));
   }
 
-  /// x [n, heads, D] -> codes [n, heads, code_bytes], scale [n, heads] fp32. Codecs without zeros and signs.
-  void encode(const std::string& side, nb::handle x, nb::handle codes, nb::handle scale, std::optional<std::uintptr_t> stream) const {
-    const Side s = side == "k" ? Side::K : Side::V;
-    const Tensor xt = vectors_of_any_heads(x, "x", kFloats);
-    gpu::EncodeParams p;
-    p.n = xt.dim(0);
-    p.heads = static_cast<int>(xt.dim(1));
-    if (xt.size() == 0) return;
-    const Tensor ct = plane(codes, "codes", DType::U8, p.n, p.heads, static_cast<std::int64_t>(codec_.host(s).code_bytes()), true);
-    const Tensor st = plane(scale, "scale", DType::F32, p.n, p.heads, 0, true);
-    p.x = xt.data;
-    p.x_dtype = xt.dtype;
-    p.token_stride = xt.stride(0);
-    p.head_stride = xt.stride(1);
-    p.out.codes = ct.as<std::uint8_t>();
-    p.out.scale = st.as<float>();
-    gpu::encode(codec_, s, p, stream_of(xt, stream));
-  }
-
-  /// codes [n, heads, code_bytes] (nibble rows: D/2), scale [n, heads] fp32 -> out [n, heads, D].
-  void dequant_planes(const std::string& side, nb::handle codes, nb::handle scale, nb::handle out, bool rotated, bool high_nibble_first,
-                      std::optional<std::uintptr_t> stream) const {
-    const Side s = side == "k" ? Side::K : Side::V;
-    const Tensor x = on(out, "out", kFloats, true);
-    need_shape(x.shape, {-1, -1, layout_.head_dim}, "out");
-    need_dense(x, "out");
-    gpu::DequantParams p;
-    p.n = x.dim(0);
-    p.heads = static_cast<int>(x.dim(1));
-    if (x.size() == 0) return;
-    const std::int64_t row = high_nibble_first ? layout_.head_dim / 2 : static_cast<std::int64_t>(codec_.host(s).code_bytes());
-    const Tensor ct = plane(codes, "codes", DType::U8, p.n, p.heads, row, false),
-                 st = plane(scale, "scale", DType::F32, p.n, p.heads, 0, false);
-    p.in.codes = ct.as<std::uint8_t>();
-    p.in.scale = st.as<float>();
-    p.out = x.data;
-    p.out_dtype = x.dtype;
-    p.rotated = rotated;
-    p.high_nibble_first = high_nibble_first;
-    gpu::dequant(codec_, s, p, stream_of(x, stream));
-  }
-
-  /// Dense sequences of one length: q, out [seqs, q_len, num_q_heads, D]; codes [seqs * tokens, num_kv_heads, bytes], scales [.., num_kv_heads]
-  /// or None for a side without. Query i is at position i - q_len + tokens where causal. workspace: 2 * seqs * tokens * num_kv_heads * D fp16.
-  void attend_planes(nb::handle q, nb::handle k_codes, nb::handle k_scale, nb::handle v_codes, nb::handle v_scale, nb::handle cu_q,
-                     nb::handle cu_k, std::int64_t tokens, nb::handle out, bool causal, double sm_scale, nb::handle workspace,
-                     std::optional<std::uintptr_t> stream) const {
-    const Tensor qt = on(q, "q", kHalves), result = on(out, "out", kHalves, true);
-    need_shape(qt.shape, {-1, -1, -1, layout_.head_dim}, "q");
-    need_shape(result.shape, qt.shape, "out");
-    need_dense(qt, "q");
-    need_dense(result, "out");
-    gpu::PrefillParams p;
-    p.q = qt.data;
-    p.dtype = qt.dtype;
-    p.out = result.data;
-    p.num_seqs = static_cast<int>(qt.dim(0));
-    p.max_q_len = static_cast<int>(qt.dim(1));
-    p.num_q_heads = static_cast<int>(qt.dim(2));
-    p.max_kv_len = tokens;
-    const std::int64_t n = p.num_seqs * tokens;
-    const int heads = layout_.num_kv_heads;
-    const Tensor kc = plane(k_codes, "k_codes", DType::U8, n, heads, static_cast<std::int64_t>(codec_.host(Side::K).code_bytes()), false);
-    const Tensor vc = plane(v_codes, "v_codes", DType::U8, n, heads, static_cast<std::int64_t>(codec_.host(Side::V).code_bytes()), false);
-    p.k_planes.codes = kc.as<std::uint8_t>();
-    p.v_planes.codes = vc.as<std::uint8_t>();
-    if (codec_.host(Side::K).has_scale()) p.k_planes.scale = plane(k_scale, "k_scale", DType::F32, n, heads, 0, false).as<float>();
-    if (codec_.host(Side::V).has_scale()) p.v_planes.scale = plane(v_scale, "v_scale", DType::F32, n, heads, 0, false).as<float>();
-    const Tensor q_ends = on(cu_q, "cu_q", {DType::I32}), k_ends = on(cu_k, "cu_k", {DType::I32});
-    need_shape(q_ends.shape, {p.num_seqs + 1}, "cu_q");
-    need_shape(k_ends.shape, {p.num_seqs + 1}, "cu_k");
-    p.cu_q = q_ends.as<std::int32_t>();
-    p.cu_k = k_ends.as<std::int32_t>();
-    p.causal = causal;
-    p.sm_scale = static_cast<float>(sm_scale);
-    const Tensor room = on(workspace, "workspace", {DType::U8}, true);
-    p.workspace = room.data;
-    p.workspace_bytes = static_cast<std::size_t>(room.size());
-    gpu::prefill(codec_, p, stream_of(qt, stream));
-  }
-  std::size_t planes_workspace_bytes(int num_seqs, std::int64_t tokens) const {
-    gpu::PrefillParams p;
-    p.num_seqs = num_seqs;
-    p.max_kv_len = tokens;
-    return gpu::prefill_workspace_bytes(codec_, p);
-  }
-
   const PageLayout& layout() const { return layout_; }
   bool needs_positions() const { return positions_; }
   int device() const { return device_; }
@@ -242,41 +154,16 @@ class GpuPages {
     return tensor_on(object, name, allowed, true, device_, writable);
   }
 
-  /// The stream given, else the current one of the tensor's framework.
-  static gpu::Stream stream_of(const Tensor& t, std::optional<std::uintptr_t> stream) {
-    if (stream) return reinterpret_cast<gpu::Stream>(*stream);
-    if (t.has_stream) return t.stream;
-    throw Refusal{"UsageError", "these tensors do not tell their framework's current stream: pass stream=<cudaStream_t as an integer>"};
-  }
-
   gpu::PagedCache pages(nb::handle cache, bool writable) const {
-    if (layout_.block_stride == 0) throw Refusal{"UsageError", "this codec was made without a page layout"};
     const Tensor t = on(cache, "the cache", {DType::U8}, writable);
     need_pages(layout_, piece_, t);
     return {layout_, t.as<std::uint8_t>(), t.dim(0)};
   }
 
-  Tensor vectors_of_any_heads(nb::handle object, const char* name, std::initializer_list<DType> allowed) const {
-    Tensor t = on(object, name, allowed);
-    if (t.ndim() == 3 && t.dim(2) != layout_.head_dim) {
-      throw Refusal{"HeadDimError", std::string(name) + " of shape " + shape_text(t.shape) + " has vectors of " + std::to_string(t.dim(2)) +
-                                        "; this codec is for head_dim " + std::to_string(layout_.head_dim)};
-    }
-    need_shape(t.shape, {-1, -1, layout_.head_dim}, name);
-    need_rows(t, name);
-    return t;
-  }
   Tensor vectors(nb::handle object, const char* name, std::initializer_list<DType> allowed) const {
-    Tensor t = vectors_of_any_heads(object, name, allowed);
+    Tensor t = on(object, name, allowed);
+    need_vectors(t, name, layout_.head_dim);
     need_shape(t.shape, {-1, layout_.num_kv_heads, -1}, name);
-    return t;
-  }
-
-  Tensor plane(nb::handle object, const char* name, DType dtype, std::int64_t n, std::int64_t heads, std::int64_t row,
-               bool writable) const {
-    Tensor t = on(object, name, {dtype}, writable);
-    need_shape(t.shape, row > 0 ? std::vector<std::int64_t>{n, heads, row} : std::vector<std::int64_t>{n, heads}, name);
-    need_dense(t, name);
     return t;
   }
 
@@ -324,6 +211,11 @@ class GpuPages {
 
 }  // namespace
 
+void need_cuda() {
+  if (gpu::compiled()) return;
+  throw Error(ErrorCode::NoDevice, "this build has no CUDA backend: install with --config-settings=cmake.define.TQ4_CUDA=ON");
+}
+
 void bind_gpu(nb::module_& m) {
   m.def("cuda_compiled", &gpu::compiled);
   m.def("cuda_device_count", &gpu::device_count);
@@ -334,9 +226,7 @@ void bind_gpu(nb::module_& m) {
           [](GpuPages* self, const std::string& spec_json, const std::string& layout, int num_kv_heads, int head_dim, int block_size,
              std::shared_ptr<Calibration> calibration, int layer, nb::object k_tables, nb::object v_tables, std::int64_t block_stride,
              std::int64_t token_stride, std::int64_t head_stride, int device) {
-            if (!gpu::compiled()) {
-              throw Error(ErrorCode::NoDevice, "this build has no CUDA backend: install with --config-settings=cmake.define.TQ4_CUDA=ON");
-            }
+            need_cuda();
             new (self) GpuPages(PageCodec(spec_json, layout, num_kv_heads, head_dim, block_size, std::move(calibration), layer, k_tables,
                                           v_tables, block_stride, token_stride, head_stride),
                                 device);
@@ -359,15 +249,7 @@ void bind_gpu(nb::module_& m) {
       .def("path", &GpuPages::path, nb::arg("cache").none(), nb::arg("num_seqs"), nb::arg("q_len"), nb::arg("num_q_heads"),
            nb::arg("max_seq_len"))
       .def("dequant", &GpuPages::dequant, nb::arg("cache").none(), nb::arg("block_table").none(), nb::arg("seq_lens").none(),
-           nb::arg("k_out").none(), nb::arg("v_out").none(), nb::arg("rotated"), nb::arg("stream") = Stream())
-      .def("encode", &GpuPages::encode, nb::arg("side"), nb::arg("x").none(), nb::arg("codes").none(), nb::arg("scale").none(),
-           nb::arg("stream") = Stream())
-      .def("dequant_planes", &GpuPages::dequant_planes, nb::arg("side"), nb::arg("codes").none(), nb::arg("scale").none(),
-           nb::arg("out").none(), nb::arg("rotated"), nb::arg("high_nibble_first"), nb::arg("stream") = Stream())
-      .def("attend_planes", &GpuPages::attend_planes, nb::arg("q").none(), nb::arg("k_codes").none(), nb::arg("k_scale").none(),
-           nb::arg("v_codes").none(), nb::arg("v_scale").none(), nb::arg("cu_q").none(), nb::arg("cu_k").none(), nb::arg("tokens"),
-           nb::arg("out").none(), nb::arg("causal"), nb::arg("sm_scale"), nb::arg("workspace").none(), nb::arg("stream") = Stream())
-      .def("planes_workspace_bytes", &GpuPages::planes_workspace_bytes, nb::arg("num_seqs"), nb::arg("tokens"));
+           nb::arg("k_out").none(), nb::arg("v_out").none(), nb::arg("rotated"), nb::arg("stream") = Stream());
 }
 
 }  // namespace tq4::python

@@ -95,7 +95,7 @@ class Pages {
   /// k_out, v_out [num_seqs, num_kv_heads, max_seq_len, D]; rows past a sequence's end are left alone.
   void dequant(nb::handle cache, nb::handle block_table, nb::handle seq_lens, nb::handle k_out, nb::handle v_out, bool rotated) const {
     const Tensor pages = cache_tensor(cache, false);
-    const OutTensor k = out_tensor(k_out, "k_out", kFloats), v = out_tensor(v_out, "v_out", kFloats);
+    const Tensor k = cpu_tensor(k_out, "k_out", kFloats, true), v = cpu_tensor(v_out, "v_out", kFloats, true);
     const std::int64_t dim = c_.layout.head_dim, heads = c_.layout.num_kv_heads;
     need_shape(k.shape, {-1, heads, -1, dim}, "k_out");
     need_shape(v.shape, k.shape, "v_out");
@@ -162,7 +162,7 @@ class Pages {
 
   std::vector<float> per_head(nb::handle object, const char* name, std::int64_t heads) const {
     if (object.is_none()) return {};
-    const InTensor t = in_tensor(object, name, {DType::F32});
+    const Tensor t = cpu_tensor(object, name, {DType::F32});
     need_shape(t.shape, {heads}, name);
     return {t.as<float>(), t.as<float>() + heads};
   }
@@ -256,15 +256,15 @@ class Pages {
 /// The library's reference on dense tensors: q, out [seqs, q_len, num_q_heads, D], k, v [seqs, num_kv_heads, tokens, D], all fp32.
 void attention(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle lse, double sm_scale, bool causal, int window,
                double soft_cap) {
-  const InTensor qt = in_tensor(q, "q", {DType::F32}), kt = in_tensor(k, "k", {DType::F32}), vt = in_tensor(v, "v", {DType::F32});
+  const Tensor qt = cpu_tensor(q, "q", {DType::F32}), kt = cpu_tensor(k, "k", {DType::F32}), vt = cpu_tensor(v, "v", {DType::F32});
   need_shape(qt.shape, {-1, -1, -1, -1}, "q");
   need_shape(kt.shape, {qt.dim(0), -1, -1, qt.dim(3)}, "k");
   need_shape(vt.shape, kt.shape, "v");
-  const OutTensor result = out_tensor(out, "out", {DType::F32});
+  const Tensor result = cpu_tensor(out, "out", {DType::F32}, true);
   need_shape(result.shape, qt.shape, "out");
-  OutTensor logs;
+  Tensor logs;
   if (!lse.is_none()) {
-    logs = out_tensor(lse, "lse", {DType::F32});
+    logs = cpu_tensor(lse, "lse", {DType::F32}, true);
     need_shape(logs.shape, {qt.dim(0), qt.dim(1), qt.dim(2)}, "lse");
   }
   nb::gil_scoped_release unlocked;

@@ -49,4 +49,5 @@ NB_MODULE(_core, m) {
   bind_container(m);
   bind_pages(m);
   bind_gpu(m);
+  bind_gpu_codec(m);
 }

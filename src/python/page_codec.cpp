@@ -10,9 +10,9 @@ namespace {
 
 std::vector<float> floats(nb::handle object, const char* name, const std::vector<std::int64_t>& shape) {
   if (object.is_none()) return {};
-  const InTensor values = in_tensor(object, name, {DType::F32});
+  const Tensor values = cpu_tensor(object, name, {DType::F32});
   need_shape(values.shape, shape, name);
-  return {values.as<float>(), values.as<float>() + values.size()};
+  return {values.as<const float>(), values.as<const float>() + values.size()};
 }
 
 void check_head_dim(int head_dim) {
@@ -123,12 +123,6 @@ PageCodec::PageCodec(const std::string& spec_json, const std::string& layout_nam
   if (layer != nullptr && layer->num_kv_heads != num_kv_heads) {
     throw Refusal{"ShapeError",
                   "the calibration's layer has " + std::to_string(layer->num_kv_heads) + " kv heads, not " + std::to_string(num_kv_heads)};
-  }
-  if (layout_name.empty()) {
-    layout.spec = spec;
-    layout.num_kv_heads = num_kv_heads;
-    layout.head_dim = head_dim;
-    return;
   }
   layout = make_layout(layout_from_name(layout_name), spec, num_kv_heads, head_dim, block_size);
   piece = piece_bytes(layout);

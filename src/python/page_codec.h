@@ -38,10 +38,10 @@ struct PageCodec {
   const LayerCalibration* layer = nullptr;
   bool own = false;  ///< either side has tables of its own
   Codec k, v;
-  PageLayout layout;       ///< of kind Native with block_stride 0 where no pages were asked for
+  PageLayout layout;
   std::int64_t piece = 0;  ///< piece_bytes()
 
-  /// layout_name "" = planes only. block_stride 0 = dense pages; else the strides are taken as given (turboquant-vllm: token; vllm: token, head).
+  /// block_stride 0 = dense pages; else the strides are taken as given (turboquant-vllm: token; vllm: token, head).
   PageCodec(const std::string& spec_json, const std::string& layout_name, int num_kv_heads, int head_dim, int block_size,
             std::shared_ptr<const Calibration> calibration, int layer, nb::handle k_tables, nb::handle v_tables, std::int64_t block_stride,
             std::int64_t token_stride, std::int64_t head_stride);

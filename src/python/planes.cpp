@@ -8,12 +8,6 @@
 namespace tq4::python {
 namespace {
 
-std::int64_t product(const std::vector<std::int64_t>& shape) {
-  std::int64_t n = 1;
-  for (const std::int64_t size : shape) n *= size;
-  return n;
-}
-
 template <class T>
 std::unique_ptr<T[]> room(bool present, std::int64_t count) {
   return present ? std::unique_ptr<T[]>(new T[static_cast<std::size_t>(count)]) : nullptr;
@@ -27,7 +21,7 @@ const void* rows_of(const Tensor& plane, std::vector<std::uint8_t>& dense) {
 nb::object real_plane(const Codec& codec, std::unique_ptr<float[]> values, const std::vector<std::int64_t>& shape) {
   if (values == nullptr) return nb::none();
   if (codec.spec().scale_dtype == ScaleDType::F32) return to_numpy(std::move(values), shape);
-  const std::int64_t n = product(shape);
+  const std::int64_t n = elements(shape);
   auto halves = room<std::uint16_t>(true, n);
   from_float(values.get(), static_cast<std::size_t>(n), DType::F16, halves.get());
   return to_numpy_half(std::move(halves), shape);

@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "tensors.h"
+#include "arguments.h"
 #include "tq4/codec.h"
 
 namespace tq4::python {

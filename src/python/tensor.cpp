@@ -80,7 +80,7 @@ bool by_exchange(nb::handle object, const char* name, std::initializer_list<DTyp
 }
 
 template <class Array>
-void from_array(const Array& array, const char* name, std::initializer_list<DType> allowed, Tensor& t) {
+void from_array(nb::handle object, const Array& array, const char* name, std::initializer_list<DType> allowed, Tensor& t) {
   place(t, array.device_type(), array.device_id(), name);
   t.dtype = dtype_of(array.dtype(), name, allowed);
   t.shape.resize(array.ndim());
@@ -90,6 +90,7 @@ void from_array(const Array& array, const char* name, std::initializer_list<DTyp
     t.strides[i] = array.stride(i);
   }
   t.data = const_cast<void*>(static_cast<const void*>(array.data()));
+  if (t.cuda) t.object = nb::borrow(object);  // stream_of asks it
 }
 
 /// What __cuda_array_interface__ (version 2 or 3) says; false where the object has none.
@@ -133,16 +134,14 @@ bool by_cuda_array_interface(nb::handle object, const char* name, std::initializ
 
 }  // namespace
 
-std::int64_t Tensor::size() const { return elements(shape); }
-
-bool Tensor::dense() const {
-  if (size() == 0) return true;
+int Tensor::stray_axis() const {
+  if (size() == 0) return -1;
   std::int64_t expected = 1;
-  for (std::size_t i = shape.size(); i-- > 0;) {
-    if (shape[i] != 1 && strides[i] != expected) return false;
-    expected *= shape[i];
+  for (int i = ndim(); i-- > 0;) {
+    if (dim(i) != 1 && stride(i) != expected) return i;
+    expected *= dim(i);
   }
-  return true;
+  return -1;
 }
 
 void Tensor::insert_axis(int i) {
@@ -155,11 +154,11 @@ Tensor tensor(nb::handle object, const char* name, std::initializer_list<DType> 
   if (by_exchange(object, name, allowed, t)) return t;
   if (writable) {
     if (nb::try_cast(object, t.out, false) && t.out.is_valid()) {
-      from_array(t.out, name, allowed, t);
+      from_array(object, t.out, name, allowed, t);
       return t;
     }
   } else if (nb::try_cast(object, t.in, false) && t.in.is_valid()) {
-    from_array(t.in, name, allowed, t);
+    from_array(object, t.in, name, allowed, t);
     return t;
   }
   if (by_cuda_array_interface(object, name, allowed, writable, t)) return t;
@@ -180,10 +179,18 @@ Tensor tensor_on(nb::handle object, const char* name, std::initializer_list<DTyp
   return t;
 }
 
+Tensor cpu_tensor(nb::handle object, const char* name, std::initializer_list<DType> allowed, bool writable) {
+  Tensor t = tensor_on(object, name, allowed, false, 0, writable);
+  need_dense(t, name);
+  return t;
+}
+
 void need_dense(const Tensor& t, const char* name) {
-  if (t.dense()) return;
-  throw Refusal{"StrideError", std::string(name) + " of shape " + shape_text(t.shape) +
-                                   " is not C-contiguous: pass numpy.ascontiguousarray(" + name + ") or " + name + ".contiguous()"};
+  const int axis = t.stray_axis();
+  if (axis < 0) return;
+  throw Refusal{"StrideError", std::string(name) + " of shape " + shape_text(t.shape) + " is not C-contiguous (stride of axis " +
+                                   std::to_string(axis) + " is " + std::to_string(t.stride(axis)) +
+                                   " elements): pass numpy.ascontiguousarray(" + name + ") or " + name + ".contiguous()"};
 }
 
 void need_rows(const Tensor& t, const char* name) {
@@ -191,6 +198,35 @@ void need_rows(const Tensor& t, const char* name) {
   throw Refusal{"StrideError", std::string(name) + " of shape " + shape_text(t.shape) + " has elements " +
                                    std::to_string(t.strides.back()) +
                                    " apart along its last axis: vectors must be contiguous (numpy.ascontiguousarray, .contiguous())"};
+}
+
+void need_vectors(const Tensor& t, const char* name, int head_dim) {
+  if (t.shape.empty())
+    throw Refusal{"ShapeError", std::string(name) + " is a single number; vectors of " + std::to_string(head_dim) + " are needed"};
+  if (t.shape.back() != head_dim) {
+    throw Refusal{"HeadDimError", std::string(name) + " of shape " + shape_text(t.shape) + " has vectors of " +
+                                      std::to_string(t.shape.back()) + "; this codec is for head_dim " + std::to_string(head_dim)};
+  }
+  need_rows(t, name);
+}
+
+void* stream_of(const Tensor& t, std::optional<std::uintptr_t> stream) {
+  if (stream) return reinterpret_cast<void*>(*stream);
+  if (t.has_stream) return t.stream;
+  try {
+    const auto module = nb::cast<std::string>(nb::getattr(t.object.type(), "__module__"));
+    nb::object current = nb::none();
+    if (module == "torch" || module.starts_with("torch.")) {
+      current = nb::module_::import_("torch").attr("cuda").attr("current_stream")(t.device).attr("cuda_stream");
+    } else {
+      const nb::object interface = nb::getattr(t.object, "__cuda_array_interface__", nb::none());
+      if (!interface.is_none()) current = interface.attr("get")("stream");
+    }
+    if (!current.is_none()) return reinterpret_cast<void*>(nb::cast<std::uintptr_t>(current));
+  } catch (const std::exception&) {
+    PyErr_Clear();
+  }
+  throw Refusal{"UsageError", "these tensors do not tell their framework's current stream: pass stream=<cudaStream_t as an integer>"};
 }
 
 const void* gather_rows(const Tensor& t, std::int64_t first, std::int64_t count, std::vector<std::uint8_t>& to) {

@@ -1,4 +1,5 @@
-"""Codec: keys and values to bytes and back. Encoded: those bytes, as NumPy arrays one can look at, store and send."""
+"""Codec: keys and values to bytes and back. Encoded: those bytes, as arrays one can look at, store and send. CPU tensors give NumPy arrays, CUDA
+tensors stay on their device, in their framework."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ import numpy as np
 
 from . import _core
 from ._checks import choice, integer, path_text, side as check_side, text
-from ._errors import DTypeError, ShapeError, UsageError
+from ._errors import DeviceError, DTypeError, HeadDimError, ShapeError, UsageError
+from ._frameworks import cast, device_index, empty_beside, framework, moved, on_device, on_gpu, tensor_device
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Encoded vectors of one side; `...` are the axes the input had before head_dim.
+    """Encoded vectors of one side; `...` are the axes the input had before head_dim. Planes are NumPy arrays, or torch or CuPy tensors on a GPU.
 
     codes [..., code_bytes] uint8: the index of coordinate j in bits [j*b, (j+1)*b) of a row, LSB first. scale [...] (fp16 or fp32, as the spec
     says), zero [...] (uniform codecs), signs [..., head_dim/8] and residual_norm [...] (prod codecs); None where the codec has no such plane.
@@ -23,11 +25,11 @@ class Encoded:
 
     side: str
     head_dim: int
-    codes: np.ndarray
-    scale: np.ndarray | None = None
-    zero: np.ndarray | None = None
-    signs: np.ndarray | None = None
-    residual_norm: np.ndarray | None = None
+    codes: Any
+    scale: Any = None
+    zero: Any = None
+    signs: Any = None
+    residual_norm: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,9 +44,14 @@ class Encoded:
     def nbytes(self) -> int:
         return sum(plane.nbytes for plane in self.planes if plane is not None)
 
+    def to(self, device: Any) -> Encoded:
+        """The same with planes as NumPy arrays ("cpu") or as tensors on a GPU ("cuda", "cuda:1": torch's, or CuPy's where only that is loaded)."""
+        index = device_index(device)
+        return Encoded(self.side, self.head_dim, *(None if plane is None else moved(plane, index) for plane in self.planes))
+
     def tobytes(self) -> bytes:
         """All planes, one after another (codes, scale, zero, signs, residual_norm), C order, little endian; Codec.frombytes is the inverse."""
-        return b"".join(plane.tobytes() for plane in self.planes if plane is not None)
+        return b"".join(moved(plane, None).tobytes() for plane in self.planes if plane is not None)
 
 
 class Codec:
@@ -55,7 +62,9 @@ class Codec:
     (rotation and codebook: of sides that have a codebook). calibration: a .tq4cal file's path or a Calibration, with `layer` the layer whose
     tables to use; keys and values then are [num_kv_heads, tokens, head_dim]. threads: 0 = all cores; bytes do not depend on it.
 
-    Encoding and decoding run outside the interpreter's lock; a codec may be used by several threads at once.
+    Encoding and decoding on the CPU run outside the interpreter's lock; a codec may be used by several threads at once. CUDA tensors of torch or
+    CuPy are encoded and decoded where they are, on their current stream, to the same codes but for coordinates within rounding of a boundary;
+    the first call on a device copies the codec's tables there (so not inside a CUDA graph's capture). threads has no meaning there.
     """
 
     def __init__(
@@ -77,10 +86,11 @@ class Codec:
         self._spec_json = codec_spec(spec, rotation=rotation, seed=seed, codebook=codebook, scale_rule=scale_rule, scale_dtype=scale_dtype)
         self._name = _core.spec_name(self._spec_json)
         self._calibration = as_calibration(calibration)
-        number = integer(layer, "layer")
+        self._layer = integer(layer, "layer")
         self._sides = {
-            half: _core.SideCodec(self._spec_json, half, self._head_dim, self._calibration, number) for half in ("k", "v")
+            half: _core.SideCodec(self._spec_json, half, self._head_dim, self._calibration, self._layer) for half in ("k", "v")
         }
+        self._on_gpu: dict[int, _core.GpuCodec] = {}
 
     @property
     def name(self) -> str:
@@ -109,15 +119,19 @@ class Codec:
         return self._sides[check_side(side)].theoretical_mse
 
     def encode(self, x: Any, side: str = "k", *, threads: int | None = None, nonfinite: str = "refuse", position0: int = 0) -> Encoded:
-        """Encode x [..., head_dim], a CPU tensor of fp16, bf16 or fp32 (NumPy, torch or another with DLPack). It is read in place; where vectors
-        do not follow one another (slices, transposed axes) they go through a buffer of 4096. Each vector must be contiguous.
+        """Encode x [..., head_dim] of fp16, bf16 or fp32: a CPU tensor (NumPy, torch or another with DLPack) or a CUDA tensor of torch or CuPy. It is
+        read in place; on the CPU, where vectors do not follow one another (slices, transposed axes) they go through a buffer of 4096. Each vector
+        must be contiguous.
 
-        nonfinite: "refuse" raises BadInputError on NaN and infinity, "zero" takes them for 0. position0: the position of the first token
-        (calibrations that centre before RoPE need it).
+        nonfinite: "refuse" raises BadInputError on NaN and infinity, "zero" takes them for 0. On a GPU, which the host does not wait for, a
+        vector with one is not refused: its scale is not finite. position0: the position of the first token (calibrations that centre before
+        RoPE need it).
         """
         half = check_side(side)
         zero = choice(nonfinite, "nonfinite", ("refuse", "zero")) == "zero"
-        planes = self._sides[half].encode(x, self._threads_of(threads), zero, integer(position0, "position0", 0, 2**62))
+        first = integer(position0, "position0", 0, 2**62)
+        count = self._threads_of(threads)
+        planes = self._encode_on_gpu(x, half, zero, first) if on_gpu(x) else self._sides[half].encode(x, count, zero, first)
         return Encoded(half, self._head_dim, *planes)
 
     def decode(
@@ -125,22 +139,72 @@ class Codec:
     ) -> Any:
         """Decode to [..., head_dim] in original space, or in the codec's rotated space (rotated=True: what attention kernels see).
 
-        out: a writable C-contiguous CPU tensor (NumPy, torch) of fp32, fp16 or bf16 that takes the result and is returned; otherwise a new
-        NumPy array of `dtype` (float32, the default, or float16).
+        out: a writable C-contiguous tensor of fp32, fp16 or bf16 on the device of the codes that takes the result and is returned; otherwise a
+        new NumPy array, or tensor of the codes' framework on a GPU, of `dtype` (float32, the default, float16, or torch.bfloat16 on a GPU).
         """
         if not isinstance(encoded, Encoded):
             raise UsageError(f"decode takes what encode returned, not {type(encoded).__name__}")
         half = check_side(encoded.side)
         if integer(encoded.head_dim, "head_dim") != self._head_dim:
             raise ShapeError(f"vectors of {encoded.head_dim} given to a codec of head_dim {self._head_dim}")
+        first = integer(position0, "position0", 0, 2**62)
+        if out is not None and dtype is not None:
+            raise UsageError("give out or dtype, not both")
+        if on_gpu(encoded.codes):
+            return self._decode_on_gpu(encoded, half, out, dtype, bool(rotated), first)
         if out is None:
             if not isinstance(encoded.codes, np.ndarray):
                 raise DTypeError(f"codes must be a NumPy array, not {type(encoded.codes).__name__}")
             out = np.empty((*encoded.codes.shape[:-1], self._head_dim), float_dtype(dtype))
-        elif dtype is not None:
-            raise UsageError("give out or dtype, not both")
-        self._sides[half].decode(encoded.planes, out, self._threads_of(threads), bool(rotated), integer(position0, "position0", 0, 2**62))
+        self._sides[half].decode(encoded.planes, out, self._threads_of(threads), bool(rotated), first)
         return out
+
+    def _gpu(self, device: int) -> _core.GpuCodec:
+        """The codec's tables on a device; with the device current."""
+        found = self._on_gpu.get(device)
+        if found is None:
+            found = self._on_gpu[device] = _core.GpuCodec(self._spec_json, self._head_dim, self._calibration, self._layer, None, None, device)
+        return found
+
+    def _planes_of(self, half: str) -> tuple[str | None, ...]:
+        """Which planes a side has, by the dtype they are stored with."""
+        core = self._sides[half]
+        real = self.spec[half]["scale_dtype"]
+        signs = core.has_signs
+        return ("uint8", real if core.has_scale else None, real if core.has_zero else None, "uint8" if signs else None, real if signs else None)
+
+    def _encode_on_gpu(self, x: Any, half: str, zero: bool, first: int) -> tuple[Any, ...]:
+        device = tensor_device(x)
+        assert device is not None
+        shape = tuple(x.shape)
+        if not shape or shape[-1] != self._head_dim:
+            raise HeadDimError(f"x of shape {shape} given to a codec of head_dim {self._head_dim}")
+        if zero:
+            x = framework(x).nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+        stored = self._planes_of(half)
+        widths = ((self._sides[half].code_bytes,), (), (), (self._head_dim // 8,), ())
+        with on_device(device):
+            core = self._gpu(device)
+            # Kernels write reals as fp32, already rounded to the width they are stored with.
+            planes = tuple(None if kind is None else empty_beside(x, (*shape[:-1], *width), "uint8" if width else "float32") for kind, width in zip(stored, widths))
+            core.encode(half, x, planes, _positions(x, core.needs_positions(half), first, shape))
+            return tuple(None if plane is None else cast(plane, str(kind)) for plane, kind in zip(planes, stored))
+
+    def _decode_on_gpu(self, encoded: Encoded, half: str, out: Any, dtype: Any, rotated: bool, first: int) -> Any:
+        codes = encoded.codes
+        device = tensor_device(codes)
+        assert device is not None
+        shape = (*tuple(codes.shape)[:-1], self._head_dim)
+        wanted = None if out is not None else float_name(dtype, framework(codes).__name__ == "torch")
+        for name, plane in zip(("scale", "zero", "signs", "residual_norm"), encoded.planes[1:]):
+            if hasattr(plane, "dtype") and not on_gpu(plane):
+                raise DeviceError(f"{name} is on the cpu and codes are on a GPU: Encoded.to moves all planes")
+        planes = tuple(cast(plane, "float32") if index in (1, 2, 4) and on_gpu(plane) else plane for index, plane in enumerate(encoded.planes))
+        with on_device(device):
+            core = self._gpu(device)
+            target = empty_beside(codes, shape, wanted) if wanted is not None else out
+            core.decode(half, planes, target, rotated, None if rotated else _positions(codes, core.needs_positions(half), first, shape))
+        return target
 
     def frombytes(self, data: Any, side: str, shape: tuple[int, ...]) -> Encoded:
         """The inverse of Encoded.tobytes. shape: of the vectors, head_dim included (Encoded.shape). Planes are read-only views of data."""
@@ -239,14 +303,30 @@ def as_calibration(value: Any) -> _core.Calibration | None:
     return _core.read_calibration(path_text(value, "calibration"))
 
 
+def _positions(like: Any, needed: bool, first: int, shape: tuple[int, ...]) -> Any:
+    """int64 positions of the tokens of [heads, tokens, head_dim] beside `like`, where they are needed."""
+    if not needed or len(shape) < 2:
+        return None
+    module = framework(like)
+    place = {"device": like.device} if module.__name__ == "torch" else {}
+    return module.arange(first, first + shape[-2], dtype=module.int64, **place)
+
+
+def float_name(dtype: Any, torch: bool) -> str:
+    """As float_dtype, by name; also "bfloat16" where torch makes the tensor."""
+    if torch and str(dtype) in ("bfloat16", "torch.bfloat16"):
+        return "bfloat16"
+    return float_dtype(dtype).name
+
+
 def float_dtype(dtype: Any) -> np.dtype:
     """float32 or float16 from whatever names it: a NumPy dtype, its name, torch.float16."""
     if dtype is None:
         return np.dtype(np.float32)
-    name = str(dtype).rsplit(".", 1)[-1] if type(dtype).__module__ == "torch" else dtype
+    name = str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype
     try:
         found = np.dtype(name)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, SyntaxError):
         raise DTypeError(f"dtype must be float32 or float16, not {dtype!r}") from None
     if found not in (np.dtype(np.float32), np.dtype(np.float16)):
         raise DTypeError(f"dtype must be float32 or float16, not {found}")

@@ -52,6 +52,39 @@ def tensor_device(x: Any) -> int | None:
     raise DeviceError(f"tensors on {x.device.type} are not served: cpu and cuda are")
 
 
+def on_gpu(x: Any) -> bool:
+    """Whether x is a torch or CuPy tensor on a CUDA device; cheap for anything else."""
+    return getattr(x, "is_cuda", False) is True or type(x).__module__.partition(".")[0] == "cupy"
+
+
+def empty_beside(x: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """An uninitialised tensor of x's framework where x is; dtype by NumPy's name, or bfloat16 for torch."""
+    module = framework(x)
+    if module is np or module.__name__ == "cupy":
+        return module.empty(shape, dtype)
+    return module.empty(shape, dtype=getattr(module, dtype), device=x.device)
+
+
+def cast(x: Any, dtype: str) -> Any:
+    """x itself where it is of that dtype already."""
+    module = framework(x)
+    return x.to(getattr(module, dtype)) if module.__name__ == "torch" else x.astype(dtype, copy=False)
+
+
+def moved(x: Any, device: int | None) -> Any:
+    """x as a NumPy array (None) or as a torch tensor (a CuPy array where only that is loaded) on a CUDA device."""
+    if device is None:
+        return x if isinstance(x, np.ndarray) else x.cpu().numpy() if hasattr(x, "cpu") else x.get()
+    if "torch" not in sys.modules and "cupy" in sys.modules:
+        with sys.modules["cupy"].cuda.Device(device):
+            return sys.modules["cupy"].asarray(x)
+    try:
+        import torch
+    except ImportError:
+        raise DeviceError("tensors on the GPU are torch's or CuPy's, and neither is installed") from None
+    return (torch.from_numpy(x) if isinstance(x, np.ndarray) else x).to(f"cuda:{device}")
+
+
 def strides(x: Any) -> tuple[int, ...]:
     """In elements."""
     found = x.stride() if callable(getattr(x, "stride", None)) else tuple(step // x.itemsize for step in x.strides)
@@ -89,6 +122,6 @@ class Workspaces(dict[tuple[int, ...], Any]):
 def on_device(device: int | None) -> Any:
     """A context in which `device` is the current one; free where it already is."""
     torch = sys.modules.get("torch")
-    if device is None or torch is None or torch.cuda.current_device() == device:
-        return contextlib.nullcontext()
+    if device is None or torch is None or not (torch.cuda.is_initialized() or torch.cuda.is_available()) or torch.cuda.current_device() == device:
+        return contextlib.nullcontext()  # without a device at all, the call that wants one says so
     return torch.cuda.device(device)

@@ -154,7 +154,7 @@ def tq4_compress(x: Any, rotation_T_even: Any, rotation_T_odd: Any, boundaries: 
         both[1::2] = rotation_T_odd.detach().cpu().T
         return both
 
-    codec = _planes(tensor_device(x), _turboquant_vllm(_bits(boundaries, 1)), 1, dim, (rotation_T_even, rotation_T_odd, boundaries), lambda: (rotation(), None, boundaries))
+    codec = _planes(tensor_device(x), _turboquant_vllm(_bits(boundaries, 1)), dim, (rotation_T_even, rotation_T_odd, boundaries), lambda: (rotation(), None, boundaries))
     codes = torch.empty(n * heads, 1, codec.code_bytes, dtype=torch.uint8, device=x.device)
     norms = torch.empty(n * heads, 1, dtype=torch.float32, device=x.device)
     codec.encode(x.reshape(n * heads, 1, dim), codes, norms)
@@ -171,7 +171,7 @@ def tq4_decompress(packed: Any, norms: Any, centroids: Any, dtype: Any = None, o
     _need(packed, "packed", 3)
     torch = framework(packed)
     n, heads, half = packed.shape
-    codec = _planes(tensor_device(packed), _turboquant_vllm(_bits(centroids)), 1, 2 * half, (centroids,), lambda: (None, centroids, None))
+    codec = _planes(tensor_device(packed), _turboquant_vllm(_bits(centroids)), 2 * half, (centroids,), lambda: (None, centroids, None))
     target = out if out is not None and out.is_contiguous() else torch.empty(n, heads, 2 * half, dtype=dtype or torch.float16, device=packed.device)
     if target.numel() != n * heads * 2 * half:
         raise ShapeError(f"out must hold {(n, heads, 2 * half)} elements")
@@ -270,7 +270,7 @@ def _attend(made: tuple[Any, Workspaces], q: Any, cache: Any, block_table: Any, 
 class _PlaneCodec:
     """One codec with tables of the caller's, on planes [n, heads, ...] of either device."""
 
-    def __init__(self, device: int | None, spec: str, kv_heads: int, dim: int, tables: Any, v_tables: Any = None) -> None:
+    def __init__(self, device: int | None, spec: str, dim: int, tables: Any) -> None:
         members = json.loads(spec)
         self.bits, self.device = members["k"]["bits"], device
         self.code_bytes = dim * self.bits // 8
@@ -279,7 +279,7 @@ class _PlaneCodec:
             if device is None:
                 self._codec = _core.SideCodec(spec, "k", dim, None, 0, host)
             else:
-                self._codec = _core.GpuPages(spec, "", kv_heads, dim, 16, None, 0, host, host if members["v"]["kind"] == "mse" else None, 0, 0, 0, device)
+                self._codec = _core.GpuCodec(spec, dim, None, 0, host, host if members["v"]["kind"] == "mse" else None, device)
 
     def encode(self, x: Any, codes: Any, norms: Any) -> None:
         if self.device is None:
@@ -289,7 +289,7 @@ class _PlaneCodec:
             norms.copy_(torch.from_numpy(found[1]))
         else:
             with on_device(self.device):
-                self._codec.encode("k", x, codes, norms)
+                self._codec.encode("k", x, (codes, norms, None, None, None), None)
 
     def decode_rotated(self, packed: Any, norms: Any, target: Any) -> None:
         if self.device is None:
@@ -297,15 +297,15 @@ class _PlaneCodec:
             self._codec.decode((codes, norms.float(), None, None, None), target, 1, True, 0)
         else:
             with on_device(self.device):
-                self._codec.dequant_planes("k", packed, norms.float(), target, True, True)
+                self._codec.decode("k", (packed, norms.float(), None, None, None), target, True, None, True)
 
     def decode(self, packed: Any, norms: Any, target: Any) -> None:
         """To original space, CPU only."""
         self._codec.decode((_low_nibble_first(packed, self.bits), norms.float(), None, None, None), target, 1, False, 0)
 
 
-def _planes(device: int | None, spec: str, kv_heads: int, dim: int, tensors: tuple[Any, ...], tables: Any) -> _PlaneCodec:
-    return _cached(("planes", device, spec, kv_heads, dim), tensors, lambda: _PlaneCodec(device, spec, kv_heads, dim, tables()))
+def _planes(device: int | None, spec: str, dim: int, tensors: tuple[Any, ...], tables: Any) -> _PlaneCodec:
+    return _cached(("planes", device, spec, dim), tensors, lambda: _PlaneCodec(device, spec, dim, tables()))
 
 
 def _codes_of(packed: Any) -> Any:
@@ -372,7 +372,7 @@ def _flash_part(rows: Any, tokens: int, causal: bool, k_packed: Any, k_norms: An
     if v_norms is None:
         members["v"] = spec_members("fp16")["v"]
     spec = json.dumps(members)
-    codec = _planes(device, spec, 1, dim, (rotation, centroids), lambda: (rotation, centroids, None))
+    codec = _planes(device, spec, dim, (rotation, centroids), lambda: (rotation, centroids, None))
 
     def packed_of(x: Any) -> Any:
         return x[:, :, :tokens].reshape(sequences * tokens, 1, half)
@@ -396,9 +396,9 @@ def _flash_part(rows: Any, tokens: int, causal: bool, k_packed: Any, k_norms: An
     else:
         v_codes = _low_nibble_first(packed_of(v), bits).contiguous()
     with on_device(device):
-        pages = codec._codec
+        core = codec._codec
         out = torch.empty_like(rows)
-        room = torch.empty(max(pages.planes_workspace_bytes(sequences, tokens), 256), dtype=torch.uint8, device=rows.device)
+        room = torch.empty(max(core.workspace_bytes(sequences, tokens), 256), dtype=torch.uint8, device=rows.device)
         ends = torch.arange(sequences + 1, dtype=torch.int32, device=rows.device)
-        pages.attend_planes(rows, k_codes, norms_of(k_norms), v_codes, None if v_norms is None else norms_of(v_norms), ends * rows.shape[1], ends * tokens, tokens, out, bool(causal), scale, room)
+        core.attend(rows, k_codes, norms_of(k_norms), v_codes, None if v_norms is None else norms_of(v_norms), ends * rows.shape[1], ends * tokens, tokens, out, bool(causal), scale, room)
     return out

@@ -1,11 +1,10 @@
 """tq4.hf.TQ4Cache under tiny random models (no data needed): the fp16 pass-through gives an uncompressed cache's tokens in every architecture and
 attention; codes are what the codec gives; exact sinks and window; padding, beams, crop; misuse. And under the small trained model where its files
 are (TQ4_TEST_MODEL, or ../shared/data/lm beside the repository): the same tokens, and the losses of experiments/perplexity window by window."""
-import json
 import os
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -223,33 +222,24 @@ def test_misuse():
 needs_model = pytest.mark.skipif(not (MODEL / "model.int8.safetensors").is_file(), reason="the small trained model is not there (TQ4_TEST_MODEL)")
 
 
+def experiment():
+    """experiments/python_gpu/perplexity.py, which loads the model and measures it."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    sys.path.append(str(ROOT / "experiments" / "python_gpu"))
+    import perplexity
+
+    return perplexity
+
+
 @pytest.fixture(scope="module")
 def trained():
-    load_file = pytest.importorskip("safetensors.torch", reason="safetensors is not installed").load_file
-    raw = load_file(MODEL / "model.int8.safetensors")
-    weights = {name.removesuffix(".int8"): x.float() * raw[name.removesuffix(".int8") + ".scale"].float()[:, None] if name.endswith(".int8") else x.float()
-               for name, x in raw.items() if not name.endswith(".scale")}
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**json.loads((MODEL / "config.json").read_text())))
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected and missing in ([], ["lm_head.weight"])
-    model.tie_weights()
-    return model.float().eval()
-
-
-def held_out(count, first_file=100, last_file=400, ctx=4096, windows=256):
-    """The first windows of experiments/perplexity's."""
-    held = np.load(MODEL / "heldout.npz")
-    offsets, tokens = held["offsets"], held["tokens"].astype(np.int64)
-    last_file = min(last_file, len(offsets) - 1)
-    stream = np.concatenate([np.concatenate([[1], tokens[offsets[i] : offsets[i + 1]]]) for i in range(first_file, last_file)])
-    starts = np.linspace(0, (len(stream) - 1) // ctx - 1, windows).astype(int) * ctx
-    return torch.from_numpy(np.stack([stream[s : s + ctx + 1] for s in starts[:count]]))
+    return experiment().load(MODEL)
 
 
 @needs_model
 @pytest.mark.parametrize("attention", ["tq4", "sdpa"])
 def test_trained_model_gives_the_same_tokens(trained, attention):
-    ids = held_out(1)[:, :200]
+    ids = experiment().grid(MODEL)[:1, :200]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     trained.set_attn_implementation("sdpa")
     expected = greedy(trained, transformers.DynamicCache(config=trained.config), inputs, 48)
@@ -261,20 +251,15 @@ def test_trained_model_gives_the_same_tokens(trained, attention):
 @pytest.mark.parametrize("spec, seed, exact", [("k4v4", 42, (0, 0)), ("k3v3", 42, (0, 0)), ("k3v3-norm", 1, (64, 4))], ids=str)
 def test_trained_model_loses_what_the_experiment_says(trained, spec, seed, exact):
     """Nats lost and KL of the experiment's first window, which has its own encoder calls and attention: the same within rounding."""
-    records = json.loads((ROOT / "experiments" / "perplexity" / "windows.json").read_text())
-    record = next(r for r in records if r["codec"] == spec and r["calibration"] == "none" and r["seed"] == seed and (r["window"], r["sinks"]) == exact and not r.get("scale"))
-    tokens = held_out(1)
+    e = experiment()
+    record = e.record_of(spec, seed, exact)["per_window"]
+    error = e.record_of(spec, seed, exact)["standard_error"]
+    tokens = e.grid(MODEL)[:1]
     trained.set_attn_implementation("tq4")
-
-    def log_probabilities(cache):
-        with torch.no_grad():
-            return torch.log_softmax(trained(tokens[:, :-1], past_key_values=cache).logits[0].float(), -1)
-
-    p = log_probabilities(transformers.DynamicCache(config=trained.config))
-    q = log_probabilities(tq4.hf.TQ4Cache(trained, tq4.Codec(spec, 128, seed=seed), window=exact[0], sinks=exact[1], prefill="stored"))
-    target = tokens[0, 1:, None]
-    nats = (p.gather(1, target) - q.gather(1, target)).double().mean().item()
-    kl = (p.exp() * (p - q)).sum(1).double().mean().item()
-    print(f"{spec} {exact}: nats {nats:.6f} (experiment {record['per_window']['nats'][0]:.6f}), KL {kl:.6f} ({record['per_window']['kl'][0]:.6f})")
-    assert abs(kl / record["per_window"]["kl"][0] - 1) < 0.03
-    assert abs(nats - record["per_window"]["nats"][0]) < 4 * record["standard_error"]
+    with torch.no_grad():
+        reference = e.log_probabilities(trained, tokens[:, :-1], transformers.DynamicCache(config=trained.config))
+        cache = tq4.hf.TQ4Cache(trained, tq4.Codec(spec, 128, seed=seed), window=exact[0], sinks=exact[1], prefill="stored")
+        (nats,), (kl,) = e.losses(trained, tokens, reference, cache)
+    print(f"{spec} {exact}: nats {nats:.6f} (experiment {record['nats'][0]:.6f}), KL {kl:.6f} ({record['kl'][0]:.6f})")
+    assert abs(kl / record["kl"][0] - 1) < 0.03
+    assert abs(nats - record["nats"][0]) < 4 * error

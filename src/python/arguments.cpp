@@ -1,5 +1,5 @@
-// Imports tensors through nanobind's DLPack and buffer-protocol reader and says in words what does not fit.
-#include "tensors.h"
+// Says in words what does not fit.
+#include "arguments.h"
 
 #include <nanobind/stl/string.h>
 
@@ -8,27 +8,6 @@ namespace {
 
 std::string type_text(nb::handle object) { return nb::cast<std::string>(nb::str(nb::handle(object.type()).attr("__name__"))); }
 
-template <class Array>
-void describe(const Array& array, const char* name, std::initializer_list<DType> allowed, DType& dtype, std::vector<std::int64_t>& shape) {
-  if (array.device_type() != nb::device::cpu::value) {
-    throw Refusal{"DeviceError", std::string(name) + " is on a device (DLPack type " + std::to_string(array.device_type()) +
-                                     "); this call works on CPU tensors: pass " + name + ".cpu()"};
-  }
-  dtype = dtype_of(array.dtype(), name, allowed);
-  shape.resize(array.ndim());
-  for (std::size_t i = 0; i < array.ndim(); ++i) shape[i] = static_cast<std::int64_t>(array.shape(i));
-  std::int64_t expected = 1;
-  for (std::size_t i = array.ndim(); i-- > 0;) {
-    if (shape[i] != 1 && array.stride(i) != expected && array.size() != 0) {
-      throw Refusal{"StrideError", std::string(name) + " of shape " + shape_text(shape) + " is not C-contiguous (stride of axis " +
-                                       std::to_string(i) + " is " + std::to_string(array.stride(i)) + " elements, not " +
-                                       std::to_string(expected) + "): pass numpy.ascontiguousarray(" + name + ") or " + name +
-                                       ".contiguous()"};
-    }
-    expected *= shape[i];
-  }
-}
-
 }  // namespace
 
 std::int64_t elements(const std::vector<std::int64_t>& shape) {
@@ -36,9 +15,6 @@ std::int64_t elements(const std::vector<std::int64_t>& shape) {
   for (const std::int64_t size : shape) n *= size;
   return n;
 }
-
-std::int64_t InTensor::size() const { return elements(shape); }
-std::int64_t OutTensor::size() const { return elements(shape); }
 
 DType dtype_of(const nb::dlpack::dtype& dtype, const char* name, std::initializer_list<DType> allowed) {
   using Code = nb::dlpack::dtype_code;
@@ -76,22 +52,6 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
   for (std::size_t i = 0; i < shape.size(); ++i)
     text += (i == 0 ? "" : ", ") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
   return text + (shape.size() == 1 ? ",)" : ")");
-}
-
-InTensor in_tensor(nb::handle object, const char* name, std::initializer_list<DType> allowed) {
-  InTensor tensor;
-  if (!nb::try_cast(object, tensor.keep, false) || !tensor.keep.is_valid()) no_tensor(object, name, false);
-  describe(tensor.keep, name, allowed, tensor.dtype, tensor.shape);
-  tensor.data = tensor.keep.data();
-  return tensor;
-}
-
-OutTensor out_tensor(nb::handle object, const char* name, std::initializer_list<DType> allowed) {
-  OutTensor tensor;
-  if (!nb::try_cast(object, tensor.keep, false) || !tensor.keep.is_valid()) no_tensor(object, name, true);
-  describe(tensor.keep, name, allowed, tensor.dtype, tensor.shape);
-  tensor.data = tensor.keep.data();
-  return tensor;
 }
 
 void need_shape(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& expected, const char* name) {

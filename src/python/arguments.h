@@ -1,5 +1,5 @@
-// Python tensors at the border: whatever offers DLPack or the buffer protocol (NumPy, torch, JAX on the CPU) is seen in place, checked, and
-// refused with a named tq4.Error where it does not fit. Nothing here copies an argument or imports a framework.
+// What arguments must be and how they are refused: Refusal becomes a named tq4.Error; shapes and dtypes are checked in words a user can act on.
+// And results as NumPy arrays. How a tensor is seen at all is tensor.h.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -26,32 +26,6 @@ struct Refusal {
 /// Elements of a tensor of this shape.
 std::int64_t elements(const std::vector<std::int64_t>& shape);
 
-/// A C-contiguous CPU tensor seen in place; `keep` holds the owner.
-struct InTensor {
-  nb::ndarray<nb::ro> keep;
-  const void* data = nullptr;
-  DType dtype{};
-  std::vector<std::int64_t> shape;
-
-  std::int64_t dim(std::size_t i) const { return shape[i]; }
-  std::int64_t size() const;
-  template <class T>
-  const T* as() const {
-    return static_cast<const T*>(data);
-  }
-};
-struct OutTensor {
-  nb::ndarray<> keep;
-  void* data = nullptr;
-  DType dtype{};
-  std::vector<std::int64_t> shape;
-  std::int64_t size() const;
-};
-
-/// `name` is the argument's name, for messages. Throws Refusal: no tensor, on a GPU, dtype not among `allowed`, not C-contiguous.
-InTensor in_tensor(nb::handle object, const char* name, std::initializer_list<DType> allowed);
-/// As in_tensor, for results: read-only tensors are refused too.
-OutTensor out_tensor(nb::handle object, const char* name, std::initializer_list<DType> allowed);
 /// Throws Refusal (ShapeError) unless `shape` is `expected`; -1 takes any size.
 void need_shape(const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& expected, const char* name);
 std::string shape_text(const std::vector<std::int64_t>& shape);
