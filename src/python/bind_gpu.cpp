@@ -213,7 +213,7 @@ class GpuPages {
 
 void need_cuda() {
   if (gpu::compiled()) return;
-  throw Error(ErrorCode::NoDevice, "this build has no CUDA backend: install with --config-settings=cmake.define.TQ4_CUDA=ON");
+  throw Error(ErrorCode::NoDevice, "this build has no CUDA backend: install where nvcc is found (CUDA 13)");
 }
 
 void bind_gpu(nb::module_& m) {
