@@ -63,12 +63,18 @@ void add_device_option(CLI::App& app, ExecOptions& options) {
   add_parsed(app, "--device", options.device, parse, "DEVICE", "auto", "Where to compute: auto, cpu, cuda or cuda:N")->group("Execution");
 }
 
-Device resolve_device(const std::string& text, bool prefer_cuda) {
+Device resolve_device(const std::string& text, bool prefer_cuda, bool cpu_serves) {
   if (text == "cpu") return {};
   const int count = gpu::compiled() ? gpu::device_count() : 0;
   if (text == "auto") return {prefer_cuda && count > 0, 0};
-  if (!gpu::compiled()) throw Error(ErrorCode::NoDevice, "this build of tq4 has no CUDA backend; use --device cpu", "--device " + text);
-  if (count == 0) throw Error(ErrorCode::NoDevice, "no CUDA device here (no driver, or no GPU); use --device cpu", "--device " + text);
+  if (!gpu::compiled()) {
+    const char* mend = cpu_serves ? "use --device cpu" : "configure one with -DTQ4_CUDA=ON";
+    throw Error(ErrorCode::NoDevice, fmt::format("this build of tq4 has no CUDA backend; {}", mend), "--device " + text);
+  }
+  if (count == 0) {
+    const char* mend = cpu_serves ? "use --device cpu" : "this verb needs one";
+    throw Error(ErrorCode::NoDevice, fmt::format("no CUDA device here (no driver, or no GPU); {}", mend), "--device " + text);
+  }
   const int index = text == "cuda" ? 0 : parse_count(std::string_view(text).substr(5));
   if (index >= count)
     throw Error(ErrorCode::NoDevice, fmt::format("this machine has {} CUDA device(s), numbered from 0", count), "--device " + text);

@@ -39,8 +39,8 @@ void add_threads_option(CLI::App& app, ExecOptions& options);
 /// --device.
 void add_device_option(CLI::App& app, ExecOptions& options);
 /// What the text names. "cuda" without a usable GPU throws NoDevice (exit 5) saying whether the build or the machine lacks it.
-/// "auto": cuda where there is one if `prefer_cuda`, else cpu.
-Device resolve_device(const std::string& text, bool prefer_cuda);
+/// "auto": cuda where there is one if `prefer_cuda`, else cpu. `cpu_serves`: --device cpu is a way out, and is named in the error.
+Device resolve_device(const std::string& text, bool prefer_cuda, bool cpu_serves = true);
 
 // ---- which part of a dump -------------------------------------------------------------------------------------------------------------
 

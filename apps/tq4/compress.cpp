@@ -191,7 +191,9 @@ void run(const Options& options) {
   for (const Target& target : targets) check_output_path(options.input, target.path, options.output_options.force);
   if (to_stdout && targets.size() > 1) throw Error(ErrorCode::Usage, "-o - takes one container", "-o");
 
-  const std::unique_ptr<Dump> dump = open_dump(options.input, options.selection.dump);
+  DumpOptions dump_options = options.selection.dump;
+  dump_options.read_once = targets.size() == 1;
+  const std::unique_ptr<Dump> dump = open_dump(options.input, dump_options);
   check_selection(options.selection, dump->info());
   if (calibration != nullptr) {
     check_calibration(*calibration, dump->info());
@@ -261,8 +263,9 @@ Action add_compress(CLI::App& app) {
       throw Error(ErrorCode::Usage, fmt::format("'{}' is not one of auto, all, none", text));
     return text;
   };
-  add_parsed(app, "--measure", options->measure, parse_measure, "SHARE", "auto",
-             "Vectors decoded again to measure the error: all, none, or auto (all of a small dump, one in 16 of a large one)")
+  add_parsed(
+      app, "--measure", options->measure, parse_measure, "SHARE", "auto",
+      "Vectors decoded again to measure the error: all, none, or auto (all of a dump up to 262144 vectors, about as many of a larger one)")
       ->group("Output");
   add_selection_options(app, options->selection, false);
   add_threads_option(app, options->exec);

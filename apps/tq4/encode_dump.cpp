@@ -17,8 +17,7 @@ namespace tq4::cli {
 namespace {
 
 constexpr std::int64_t kJobBytes = 2 << 20;
-constexpr std::int64_t kMeasureAllUpTo = 1 << 18;  // vectors; above, one in 16 is measured
-constexpr std::int64_t kMeasureOneIn = 16;
+constexpr std::int64_t kMeasured = 1 << 18;  // vectors decoded again to measure the error, spread over all jobs; fewer: all of them
 
 struct LayerPlan {
   std::size_t dump_index = 0;
@@ -135,8 +134,7 @@ class Encoder {
     std::uint64_t bytes = 0;
     for (const LayerResult& layer : result_.layers) bytes += layer.original_bytes;
     result_.original_bytes = bytes;
-    result_.measured_all =
-        request_.measure == Measure::All || (request_.measure == Measure::Auto && result_.encoded_vectors <= kMeasureAllUpTo);
+    result_.measured_all = request_.measure == Measure::All || (request_.measure == Measure::Auto && result_.encoded_vectors <= kMeasured);
     {
       Progress progress("compress", bytes, Progress::Unit::Bytes, request_.quiet);
       run_pipeline<Slot>(
@@ -271,7 +269,8 @@ class Encoder {
 
   std::int64_t measured_rows(std::int64_t count) const {
     if (request_.measure == Measure::None) return 0;
-    return result_.measured_all ? count : (count + kMeasureOneIn - 1) / kMeasureOneIn;
+    if (result_.measured_all) return count;
+    return std::min(count, (count * kMeasured + result_.encoded_vectors - 1) / result_.encoded_vectors);
   }
 
   static void to_floats(Slot& slot, DType dtype, std::int64_t values) {

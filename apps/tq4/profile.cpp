@@ -160,7 +160,7 @@ void run(const Options& o) {
     dry_run(o, points, options);
     return;
   }
-  const Device device = resolve_device(o.device, true);
+  const Device device = resolve_device(o.device, true, false);
   if (!device.cuda) throw Error(ErrorCode::Usage, "profile times the GPU operations: --device cuda", "--device");
   const gpu::DeviceInfo info = gpu::device_info(device.index);
   const double ceiling = gpu::read_bandwidth(), launch = gpu::launch_seconds();

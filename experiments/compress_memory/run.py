@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Memory and wall time of `tq4 compress` on a large dump, against reading the file and encoding from memory.
 
-Writes a dump of GIB gibibytes (HDF5, fp16, heads of 128) to WORK, reads it once with cat, compresses it, and asks the benchmark program how
-fast the same machine encodes from memory with the same number of threads, all in one run. The result goes to result.json beside this file.
-Usage: run.py TQ4 TQ4_BENCH_CPU [--gib 4] [--work /tmp/tq4-compress-memory] [--bits 4]
+Writes a dump of GIB gibibytes (HDF5, fp16, heads of 128) to WORK. Then, ROUNDS times in turn: reads it with cat, compresses it, asks the
+benchmark program how fast the same machine encodes from memory with the same number of threads; first with the page cache dropped before
+reading and before compressing (needs root), then with the dump in the page cache. The result goes to result.json beside this file.
+Usage: run.py TQ4 TQ4_BENCH_CPU [--gib 4] [--rounds 5] [--work /tmp/tq4-compress-memory] [--bits 4] [--keep]
 Needs numpy and h5py (scripts/bootstrap.sh --python) and GNU time (Debian: time).
 """
 import argparse
@@ -11,7 +12,9 @@ import json
 import os
 import pathlib
 import re
+import statistics
 import subprocess
+import sys
 import time
 
 import h5py
@@ -60,6 +63,8 @@ def main():
     parser.add_argument("--gib", type=float, default=4)
     parser.add_argument("--work", default="/tmp/tq4-compress-memory")
     parser.add_argument("--bits", default="4")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--keep", action="store_true", help="leave the dump for another run")
     options = parser.parse_args()
     work = pathlib.Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
@@ -71,30 +76,50 @@ def main():
     vectors = 2 * layers * HEADS * TOKENS
     threads = len(os.sched_getaffinity(0))
 
+    json_out = work / "compress.json"
+
+    def compress():
+        for old in (out, json_out):  # replacing a file of a gigabyte costs the file system a third of a second, which is not ours
+            old.unlink(missing_ok=True)
+        os.sync()
+        return timed([options.tq4, "compress", str(dump), "--bits", options.bits, "-o", str(out), "-q", "--json", str(json_out)])
+
+    def encode():
+        bench = subprocess.run([options.bench, f"--benchmark_filter=^encode/haar/bits:{options.bits}/dim:{DIM}/threads:{threads}(/real_time)?$",
+                                "--benchmark_min_time=1", "--benchmark_format=json"], check=True, capture_output=True, text=True)
+        return vectors / json.loads(bench.stdout)["benchmarks"][0]["items_per_second"]
+
     runs = []
-    for _ in range(3):
-        drop_caches()
-        reading = timed(["cat", str(dump)])
-        cold = drop_caches()
-        compress = timed([options.tq4, "compress", str(dump), "--bits", options.bits, "-o", str(out), "--force", "-q", "--json", str(work / "compress.json")])
-        bench = subprocess.run([options.bench, f"--benchmark_filter=^encode/haar/bits:{options.bits}/dim:{DIM}/threads:{threads}(/real_time)?$", "--benchmark_format=json"],
-                               check=True, capture_output=True, text=True)
-        rate = json.loads(bench.stdout)["benchmarks"][0]["items_per_second"]
-        encoding = vectors / rate
-        runs.append({"reading": reading, "compress": compress, "encoding_from_memory_seconds": encoding, "encode_vectors_per_second": rate,
-                     "ratio_to_larger": compress["wall_seconds"] / max(reading["wall_seconds"], encoding), "cold_cache": cold, "load_average": os.getloadavg()[0]})
-        (work / "compress.json.last").unlink(missing_ok=True)
-        (work / "compress.json").rename(work / "compress.json.last")
+    for _ in range(options.rounds):
+        run = {"load_average_before": os.getloadavg()[0]}
+        for kind in ("cold", "warm"):
+            if kind == "cold":
+                dropped = drop_caches()
+                reading = timed(["cat", str(dump)])
+                drop_caches()
+            else:
+                dropped = False
+                timed(["cat", str(dump)])
+                reading = timed(["cat", str(dump)])
+            packing = compress()
+            encoding = encode()
+            run[kind] = {"reading": reading, "encoding_from_memory_seconds": encoding, "compress": packing, "caches_dropped": dropped,
+                         "ratio_to_larger": packing["wall_seconds"] / max(reading["wall_seconds"], encoding)}
+        run["load_average_after"] = os.getloadavg()[0]
+        runs.append(run)
+        print(json.dumps(run), file=sys.stderr, flush=True)
     version = json.loads(subprocess.run([options.tq4, "--version", "--json"], check=True, capture_output=True, text=True).stdout)
-    result = {"schema_version": 1, "build": version, "threads": threads, "dump_bytes": dump.stat().st_size, "layers": layers, "heads": HEADS, "tokens": TOKENS,
-              "head_dim": DIM, "bits": options.bits, "runs": runs, "peak_bytes": max(r["compress"]["peak_bytes"] for r in runs),
-              "median_ratio_to_larger": sorted(r["ratio_to_larger"] for r in runs)[1]}
+    result = {"schema_version": 2, "build": version, "threads": threads, "dump_bytes": dump.stat().st_size, "layers": layers, "heads": HEADS, "tokens": TOKENS,
+              "head_dim": DIM, "bits": options.bits, "runs": runs, "peak_bytes": max(r[kind]["compress"]["peak_bytes"] for r in runs for kind in ("cold", "warm")),
+              "median_ratio_to_larger": {kind: statistics.median(r[kind]["ratio_to_larger"] for r in runs) for kind in ("cold", "warm")}}
     path = pathlib.Path(__file__).with_name("result.json")
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     for file in work.iterdir():
-        file.unlink()
-    work.rmdir()
+        if not (options.keep and file == dump):
+            file.unlink()
+    if not options.keep:
+        work.rmdir()
 
 
 if __name__ == "__main__":

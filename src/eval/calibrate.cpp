@@ -55,8 +55,11 @@ void check_dumps(const std::vector<Dump*>& dumps, const CalibrateOptions& option
   if (method_of(options, Side::K) == CalibrationMethod::None && method_of(options, Side::V) == CalibrationMethod::None) {
     throw Error(ErrorCode::Usage, "nothing to calibrate: neither side of " + spec_name(options.spec) + " takes tables with this method");
   }
-  if (options.rope && (!options.centre || method_of(options, Side::K) == CalibrationMethod::None)) {
-    throw Error(ErrorCode::Usage, "centring before RoPE was asked for, and keys that are not centred or not calibrated");
+  if (options.rope && !options.centre)
+    throw Error(ErrorCode::Usage, "keys cannot be centred before RoPE and not centred at all; leave out --rope or --no-centre");
+  if (options.rope && method_of(options, Side::K) == CalibrationMethod::None) {
+    throw Error(ErrorCode::Usage, "keys of " + spec_name(options.spec) +
+                                      " are not calibrated with this method, so there is nothing to centre before RoPE; leave out --rope");
   }
   for (const LayerInfo& layer : first.layers) {
     validate(options.spec.k, layer.head_dim);

@@ -133,6 +133,14 @@ void AtomicFile::write_at(std::uint64_t offset, const void* data, std::size_t by
   }
 }
 
+void AtomicFile::start_writing_back(std::uint64_t offset, std::uint64_t bytes) noexcept {
+#ifdef SYNC_FILE_RANGE_WRITE
+  (void)::sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes), SYNC_FILE_RANGE_WRITE);
+#else
+  (void)offset, (void)bytes;
+#endif
+}
+
 void AtomicFile::commit() {
   if (committed_) throw Error(ErrorCode::Usage, "commit() was called twice", path_);
   if (::fsync(fd_) != 0 && errno != EINVAL) fail("cannot write to the disk", path_, errno);

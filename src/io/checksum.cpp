@@ -1,6 +1,7 @@
 // See checksum.h and sealed_file.h. xxHash is used header-only, so nothing more needs linking.
 #include "io/checksum.h"
 
+#include <new>
 #include <string_view>
 
 #define XXH_INLINE_ALL
@@ -11,6 +12,20 @@
 namespace tq4::io {
 
 std::uint64_t xxh3(const void* data, std::size_t bytes) { return XXH3_64bits(data, bytes); }
+
+namespace {
+XXH3_state_t* state_of(void* state) { return static_cast<XXH3_state_t*>(state); }
+}  // namespace
+
+RunningHash::RunningHash() : state_(XXH3_createState()) {
+  if (state_ == nullptr || XXH3_64bits_reset(state_of(state_)) == XXH_ERROR) throw std::bad_alloc();
+}
+RunningHash::~RunningHash() { XXH3_freeState(state_of(state_)); }
+void RunningHash::update(const void* data, std::size_t bytes) {
+  XXH3_64bits_update(state_of(state_), data, bytes);
+  bytes_ += bytes;
+}
+std::uint64_t RunningHash::digest() const { return XXH3_64bits_digest(state_of(state_)); }
 
 std::uint64_t seal(std::string header, std::size_t digits, const std::vector<std::uint64_t>& checksums) {
   header.replace(digits, 16, 16, '0');

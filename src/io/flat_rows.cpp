@@ -22,11 +22,13 @@ void deliver(const std::uint8_t* from, DType stored, std::size_t elements, std::
 
 }  // namespace
 
+bool heads_contiguous(const PlacedTensor& tensor) { return tensor.head_axis < tensor.token_axis || tensor.heads() == 1; }
+
 void read_rows(const PlacedTensor& tensor, const ReadBytes& read, int head, std::int64_t token_begin, std::int64_t count, void* out) {
   const DType stored = *tensor.source.dtype;
   const std::uint64_t row = tensor.head_dim() * dtype_size(stored);
   const std::uint64_t out_row = tensor.head_dim() * dtype_size(delivered_dtype(stored));
-  const bool contiguous = tensor.head_axis < tensor.token_axis || tensor.heads() == 1;
+  const bool contiguous = heads_contiguous(tensor);
   const std::uint64_t stride = contiguous ? row : row * tensor.heads();  // from token to token
   const std::uint64_t head_offset = static_cast<std::uint64_t>(head) * (contiguous ? row * tensor.tokens() : row);
   auto* to = static_cast<std::uint8_t*>(out);

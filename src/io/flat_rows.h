@@ -11,6 +11,9 @@ namespace tq4::io {
 /// Reads `bytes` bytes at byte `offset` of the array's data.
 using ReadBytes = std::function<void(std::uint64_t offset, void* out, std::size_t bytes)>;
 
+/// Whether a head's tokens lie one after the other, so that reading every head reads every byte once.
+bool heads_contiguous(const PlacedTensor& tensor);
+
 /// Tokens [token_begin, +count) of `head` into out [count, head_dim], F64 converted to fp32. Memory beside `out` stays below 8 MiB.
 void read_rows(const PlacedTensor& tensor, const ReadBytes& read, int head, std::int64_t token_begin, std::int64_t count, void* out);
 

@@ -1,11 +1,13 @@
-// Reads dumps from HDF5 by hyperslabs: only the rows asked for come into memory. fp16 and bf16 arrive as their 16-bit patterns (HDF5's own
-// conversion of small floats is slow and loses NaN payloads); doubles are converted to fp32.
+// Reads dumps from HDF5: only the rows asked for come into memory. Rows that lie in the file as they are wanted (contiguous storage, little
+// endian) are read from their place by their offset; everything else (chunks, filters, other orders, doubles) by hyperslabs. fp16 and bf16
+// arrive as their 16-bit patterns (HDF5's own conversion of small floats is slow and loses NaN payloads); doubles are converted to fp32.
 #include <algorithm>
 #include <array>
 #include <cstring>
 
 #include "io/dump_schema.h"
 #include "io/file.h"
+#include "io/flat_rows.h"
 #include "io/hdf5_attributes.h"
 #include "io/hdf5_handle.h"
 #include "io/open_dump.h"
@@ -39,9 +41,25 @@ std::optional<DType> element_type(hid_t type, const Attributes& attributes, std:
   return std::nullopt;
 }
 
+/// Where the elements of a dataset begin in the file, if they lie there row-major and in the order of bytes that they are handed out in.
+std::optional<std::uint64_t> flat_offset(const H5Dataset& dataset, hid_t type, const SourceTensor& source, std::uint64_t file_bytes) {
+  if (!source.dtype || *source.dtype == DType::F64) return std::nullopt;
+  if (*source.dtype == DType::F32 ? H5Tequal(type, H5T_IEEE_F32LE) <= 0 : H5Tget_order(type) != H5T_ORDER_LE) return std::nullopt;
+  const H5Properties made(H5Dget_create_plist(dataset.get()));
+  if (H5Pget_layout(made.get()) != H5D_CONTIGUOUS || H5Pget_external_count(made.get()) != 0) return std::nullopt;
+  const haddr_t offset = H5Dget_offset(dataset.get());
+  if (offset == HADDR_UNDEF || offset > file_bytes) return std::nullopt;
+  std::uint64_t bytes = dtype_size(*source.dtype);
+  for (const std::uint64_t extent : source.shape) {
+    if (__builtin_mul_overflow(bytes, extent, &bytes)) return std::nullopt;
+  }
+  if (H5Dget_storage_size(dataset.get()) != bytes || bytes > file_bytes - offset) return std::nullopt;
+  return offset;
+}
+
 class Hdf5Dump final : public Dump {
  public:
-  Hdf5Dump(const std::string& path, const DumpOptions& options) {
+  Hdf5Dump(const std::string& path, const DumpOptions& options) : bytes_(path, options.read_once) {
     const Hdf5Scope scope;
     file_ = H5File(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT));
     if (!file_) bad_input(path, "HDF5 cannot open it (" + hdf5_reason() + "); the file is cut short or damaged, copy it again");
@@ -56,6 +74,11 @@ class Hdf5Dump final : public Dump {
     const PlacedTensor& placed = schema_.tensor(layer_index, tensor);
     check_range(placed, schema_.info.path, head, token_begin, count);
     if (count == 0) return;
+    if (const auto& flat = flat_[placed.source.id]; flat && heads_contiguous(placed)) {
+      const auto read = [&](std::uint64_t offset, void* to, std::size_t bytes) { bytes_.read_once_at(*flat + offset, to, bytes); };
+      read_rows(placed, read, head, token_begin, count, out);
+      return;
+    }
     const Hdf5Scope scope;
     const auto rank = placed.source.shape.size();
     std::vector<hsize_t> start(rank, 0), size(rank, 1);
@@ -88,7 +111,7 @@ class Hdf5Dump final : public Dump {
     bad_input(schema_.info.path + ": " + source.path, what + " (" + hdf5_reason() + "); the file is cut short or damaged, copy it again");
   }
 
-  std::vector<SourceTensor> list_datasets(const std::string& path, const Attributes& root_attributes) const {
+  std::vector<SourceTensor> list_datasets(const std::string& path, const Attributes& root_attributes) {
     std::vector<std::string> names;
     const auto visit = [](hid_t, const char* name, const H5O_info_t* object, void* out) -> herr_t {
       if (object->type == H5O_TYPE_DATASET) static_cast<std::vector<std::string>*>(out)->push_back(std::string("/") + name);
@@ -115,6 +138,8 @@ class Hdf5Dump final : public Dump {
       for_type.insert(root_attributes.begin(), root_attributes.end());
       const H5Type type(H5Dget_type(dataset.get()));
       source.dtype = element_type(type.get(), for_type, source.problem);
+      source.id = flat_.size();
+      flat_.push_back(flat_offset(dataset, type.get(), source, bytes_.size()));
     }
     return sources;
   }
@@ -148,6 +173,8 @@ class Hdf5Dump final : public Dump {
   }
 
   H5File file_;
+  InputFile bytes_;                                 ///< the same file, for what needs no HDF5 to read
+  std::vector<std::optional<std::uint64_t>> flat_;  ///< by SourceTensor::id
   Schema schema_;
   std::array<OpenDataset, 3> open_;
 };

@@ -58,7 +58,7 @@ std::string scalar_text(const NpyHeader& header, const std::uint8_t* bytes) {
 
 class NpyDump final : public Dump {
  public:
-  NpyDump(const std::string& path, const DumpOptions& options) : file_(path) {
+  NpyDump(const std::string& path, const DumpOptions& options) : file_(path, options.read_once) {
     std::array<std::uint8_t, 2> magic{};
     file_.read_at(0, magic.data(), magic.size());
     const bool zip = magic[0] == 'P';
@@ -75,14 +75,15 @@ class NpyDump final : public Dump {
   void read(std::size_t layer_index, Tensor tensor, int head, std::int64_t token_begin, std::int64_t count, void* out) override {
     const PlacedTensor& placed = schema_.tensor(layer_index, tensor);
     check_range(placed, schema_.info.path, head, token_begin, count);
-    if (count > 0) read_rows(placed, reader(placed.source, static_cast<std::size_t>(tensor)), head, token_begin, count, out);
+    if (count == 0) return;
+    read_rows(placed, reader(placed.source, static_cast<std::size_t>(tensor), heads_contiguous(placed)), head, token_begin, count, out);
   }
 
   std::vector<float> read_o_gram(std::size_t layer_index) override {
     if (layer_index >= schema_.layers.size() || !schema_.layers[layer_index].o_gram)
       bad_input(schema_.info.path, "no o_gram in layer index " + std::to_string(layer_index));
     const SourceTensor& source = *schema_.layers[layer_index].o_gram;
-    return read_all_as_float(source, reader(source, streams_.size() - 1));
+    return read_all_as_float(source, reader(source, streams_.size() - 1, false));
   }
 
  private:
@@ -150,10 +151,10 @@ class NpyDump final : public Dump {
     stream->read_at(offset, out, bytes);
   }
 
-  ReadBytes reader(const SourceTensor& source, std::size_t slot) {
-    return [this, &place = places_[source.id], slot](std::uint64_t offset, void* out, std::size_t bytes) {
+  ReadBytes reader(const SourceTensor& source, std::size_t slot, bool once) {
+    return [this, &place = places_[source.id], slot, once](std::uint64_t offset, void* out, std::size_t bytes) {
       if (place.member) return read_member(*place.member, slot, place.data_start + offset, out, bytes);
-      file_.read_at(place.data_start + offset, out, bytes);
+      once ? file_.read_once_at(place.data_start + offset, out, bytes) : file_.read_at(place.data_start + offset, out, bytes);
     };
   }
 

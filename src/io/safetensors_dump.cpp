@@ -21,7 +21,7 @@ SafetensorsHeader read_header(const InputFile& file) {
 
 class SafetensorsDump final : public Dump {
  public:
-  SafetensorsDump(const std::string& path, const DumpOptions& options) : file_(path), header_(read_header(file_)) {
+  SafetensorsDump(const std::string& path, const DumpOptions& options) : file_(path, options.read_once), header_(read_header(file_)) {
     if (const auto format = header_.metadata.find("format"); format != header_.metadata.end() && format->second == "tq4") {
       bad_input(path, "is a compressed container, not a dump; decompress it first (tq4 decompress)");
     }
@@ -47,20 +47,22 @@ class SafetensorsDump final : public Dump {
   void read(std::size_t layer_index, Tensor tensor, int head, std::int64_t token_begin, std::int64_t count, void* out) override {
     const PlacedTensor& placed = schema_.tensor(layer_index, tensor);
     check_range(placed, schema_.info.path, head, token_begin, count);
-    if (count > 0) read_rows(placed, reader(placed.source), head, token_begin, count, out);
+    if (count > 0) read_rows(placed, reader(placed.source, heads_contiguous(placed)), head, token_begin, count, out);
   }
 
   std::vector<float> read_o_gram(std::size_t layer_index) override {
     if (layer_index >= schema_.layers.size() || !schema_.layers[layer_index].o_gram)
       bad_input(schema_.info.path, "no o_gram in layer index " + std::to_string(layer_index));
     const SourceTensor& source = *schema_.layers[layer_index].o_gram;
-    return read_all_as_float(source, reader(source));
+    return read_all_as_float(source, reader(source, false));
   }
 
  private:
-  ReadBytes reader(const SourceTensor& source) const {
+  ReadBytes reader(const SourceTensor& source, bool once) const {
     const std::uint64_t base = header_.data_start + header_.entries[source.id].begin;
-    return [this, base](std::uint64_t offset, void* out, std::size_t bytes) { file_.read_at(base + offset, out, bytes); };
+    return [this, base, once](std::uint64_t offset, void* out, std::size_t bytes) {
+      once ? file_.read_once_at(base + offset, out, bytes) : file_.read_at(base + offset, out, bytes);
+    };
   }
 
   Attributes layer_attributes(const std::string& name) const {

@@ -3,6 +3,7 @@
 // after it; the metadata entry `xxh3` holds XXH3-64 of the header (its own 16 digits as zeros) and that tensor.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <list>
@@ -31,19 +32,24 @@ struct PlannedTensor {
   std::uint64_t bytes() const;
 };
 
+class RunningHash;
+
 class SealedWriter {
  public:
   /// `format` is the metadata entry of that name; `metadata` everything else but checksums and version. Tensors without elements are left
   /// out of the file. Fails here, not later, when the disk has no room.
   SealedWriter(const std::string& path, bool overwrite, const std::string& format, std::map<std::string, std::string> metadata,
                std::vector<PlannedTensor> tensors);
+  ~SealedWriter();
   /// Bytes of tensor `index` (into the constructor's list) from `offset`. Any order, each byte once; several threads may write at once.
   void write(std::size_t index, std::uint64_t offset, const void* data, std::uint64_t bytes);
   /// Checks that every byte was written, writes checksums and header, syncs and renames.
   void commit();
 
  private:
+  void hash(std::uint64_t block, std::uint64_t begin, const void* data, std::uint64_t bytes);
   void finish_block(std::uint64_t block);
+  std::uint64_t block_bytes(std::uint64_t block) const { return std::min(kBlockBytes, payload_bytes_ - block * kBlockBytes); }
 
   AtomicFile file_;
   std::string path_;
@@ -54,6 +60,8 @@ class SealedWriter {
   std::uint64_t payload_start_ = 0, payload_bytes_ = 0;
   std::unique_ptr<std::atomic<std::uint64_t>[]> missing_;  ///< bytes of each block not written yet
   std::vector<std::uint64_t> checksums_;
+  std::mutex mutex_;
+  std::map<std::uint64_t, std::unique_ptr<RunningHash>> hashes_;  ///< blocks whose bytes come in order so far; under mutex_
 };
 
 class SealedFile {

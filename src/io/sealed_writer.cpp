@@ -1,5 +1,6 @@
-// Writing sealed files. All sizes are known before the first byte, so tensors are written in place as they come. A block's checksum is taken
-// when its last byte has arrived, by reading it back from the page cache; the header goes out last, over space kept for it.
+// Writing sealed files. All sizes are known before the first byte, so tensors are written in place as they come. A block's checksum runs along
+// while its bytes come in order; else it is taken when the last has arrived, by reading the block back from the page cache. A whole block
+// starts on its way to the disk at once, so that commit() finds little left to wait for. The header goes out last, over space kept for it.
 #include <unistd.h>
 
 #include <algorithm>
@@ -49,29 +50,65 @@ SealedWriter::SealedWriter(const std::string& path, bool overwrite, const std::s
   for (std::uint64_t& offset : offsets_) offset += data_start;
   payload_start_ = data_start + blocks * 8;
   missing_ = std::make_unique<std::atomic<std::uint64_t>[]>(blocks);
-  for (std::uint64_t b = 0; b < blocks; ++b) missing_[b] = std::min(kBlockBytes, payload_bytes_ - b * kBlockBytes);
+  for (std::uint64_t b = 0; b < blocks; ++b) missing_[b] = block_bytes(b);
   reserve_space(file_.fd(), payload_start_ + payload_bytes_, path);
 }
+
+SealedWriter::~SealedWriter() = default;
 
 void SealedWriter::write(std::size_t index, std::uint64_t offset, const void* data, std::uint64_t bytes) {
   const std::uint64_t total = tensors_[index].bytes();
   if (offset > total || bytes > total - offset) throw Error(ErrorCode::Usage, "written past the end of " + tensors_[index].name, path_);
   if (bytes == 0) return;
   file_.write_at(offsets_[index] + offset, data, static_cast<std::size_t>(bytes));
+  const auto* from = static_cast<const std::uint8_t*>(data);
   for (std::uint64_t at = offsets_[index] + offset - payload_start_, end = at + bytes; at < end;) {
     const std::uint64_t block = at / kBlockBytes, here = std::min(end, (block + 1) * kBlockBytes) - at;
+    hash(block, at % kBlockBytes, from, here);
     const std::uint64_t before = missing_[block].fetch_sub(here);
     if (before < here) throw Error(ErrorCode::Usage, "a part of " + tensors_[index].name + " was written twice", path_);
     if (before == here) finish_block(block);
     at += here;
+    from += here;
   }
 }
 
+/// Goes on with a block's checksum if these bytes follow what it has seen. While one thread does, the hash is its own: another thread finds
+/// none, and what it brings is missing in the end.
+void SealedWriter::hash(std::uint64_t block, std::uint64_t begin, const void* data, std::uint64_t bytes) {
+  std::unique_ptr<RunningHash> running;
+  if (begin == 0) {
+    running = std::make_unique<RunningHash>();
+  } else {
+    const std::lock_guard lock(mutex_);
+    const auto found = hashes_.find(block);
+    if (found == hashes_.end() || found->second->bytes() != begin) return;
+    running = std::move(found->second);
+    hashes_.erase(found);
+  }
+  running->update(data, static_cast<std::size_t>(bytes));
+  const std::lock_guard lock(mutex_);
+  hashes_.insert_or_assign(block, std::move(running));
+}
+
 void SealedWriter::finish_block(std::uint64_t block) {
-  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(std::min(kBlockBytes, payload_bytes_ - block * kBlockBytes)));
+  const std::uint64_t at = payload_start_ + block * kBlockBytes;
+  file_.start_writing_back(at, block_bytes(block));
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = hashes_.find(block);
+    if (found != hashes_.end()) {
+      const std::unique_ptr<RunningHash> running = std::move(found->second);
+      hashes_.erase(found);
+      if (running->bytes() == block_bytes(block)) {
+        checksums_[block] = running->digest();
+        return;
+      }
+    }
+  }
+  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(block_bytes(block)));
   for (std::size_t done = 0; done < bytes.size();) {
-    const ssize_t got =
-        ::pread(file_.fd(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(payload_start_ + block * kBlockBytes + done));
+    const ssize_t got = ::pread(file_.fd(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(at + done));
     if (got <= 0 && errno != EINTR)
       throw Error(ErrorCode::Runtime, std::string("cannot read back what was written: ") + std::strerror(errno), path_);
     if (got > 0) done += static_cast<std::size_t>(got);

@@ -87,6 +87,8 @@ class AtomicFile {
   int fd() const { return fd_; }
   void write(const void* data, std::size_t bytes);  ///< append; throws Runtime (disk full, ...)
   void write_at(std::uint64_t offset, const void* data, std::size_t bytes);
+  /// Bytes written for good: the system may begin to put them on the disk, so that commit() has less to wait for. Only a wish.
+  void start_writing_back(std::uint64_t offset, std::uint64_t bytes) noexcept;
   void commit();
   static void remove_all_temporaries() noexcept;
 

@@ -47,6 +47,7 @@ enum class Tensor : std::uint8_t { K, V, Q };
 struct DumpOptions {
   std::string axes;  ///< order of the axes of K, V, Q in the file: "hsd" (default), "shd", "bhsd", "bshd"; empty = guess from shapes
   std::string dataset_glob;  ///< only layers whose dataset path matches
+  bool read_once = false;    ///< each row will be read once: large files are then read past the page cache where they are not in it
 };
 
 class Dump {

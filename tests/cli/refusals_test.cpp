@@ -49,6 +49,11 @@ TEST(Usage, HelpVersionAndSlips) {
   expect_refused(run_program({"compress", kDump, "--bits", "4", "--codec", "k4v3"}), 2, "--codec names K and V already");
   expect_refused(run_program({"compress", kDump, "--layers", "0..99"}), 2, "is not in");
   expect_refused(run_program({"decompress", kDump}), 2, "-o back.h5");
+  expect_refused(run_program({"calibrate", TQ4_SOURCE_DIR "/data/lm_a.h5", "--rope", "--no-centre"}), 2, "leave out --rope or --no-centre");
+  expect_refused(run_program({"calibrate", TQ4_SOURCE_DIR "/data/lm_a.h5", "--codec", "k8v4", "--rope"}), 2, "leave out --rope");
+  const Result no_device = run_program({"profile", "--device", "cuda:99"});
+  expect_refused(no_device, 5, "cuda:99");
+  EXPECT_EQ(no_device.err.find("--device cpu"), std::string::npos) << "profile has no CPU to fall back to: " << no_device.err;
   // Every verb's help fits 80 columns and shows two examples.
   const Result top = run_program({"--help"});
   std::istringstream lines(top.out.substr(top.out.find("Verbs")));
