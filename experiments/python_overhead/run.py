@@ -83,6 +83,12 @@ def gpu_rows():
         call = median_call(lambda: cache.append(k, k, slots), 100, torch.cuda.synchronize)
         rows.append({"call": f"PagedCache.append, {batch} tokens, launch included", "python_us": call * 1e6})
         print(f"{rows[-1]['call']:60s} {call * 1e6:8.2f} us")
+    codec = tq4.Codec("k4v4", 128)
+    x = torch.randn(8, 128, device="cuda").half()
+    encoded, out = codec.encode(x), torch.empty_like(x)
+    for name, call in (("Codec.encode, 8 vectors of 128 on CUDA, launch and new tensors included", lambda: codec.encode(x)), ("Codec.decode into out, launch included", lambda: codec.decode(encoded, out=out))):
+        rows.append({"call": name, "python_us": median_call(call, 100, torch.cuda.synchronize) * 1e6})
+        print(f"{name:60s} {rows[-1]['python_us']:8.2f} us")
     return rows
 
 

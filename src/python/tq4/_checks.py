@@ -21,6 +21,13 @@ def integer(value: Any, name: str, low: int = -(2**31), high: int = 2**31 - 1) -
     return number
 
 
+def boolean(value: Any, name: str) -> bool:
+    """True and False, and 1 and 0 as some callers pass."""
+    if not isinstance(value, int) or value not in (0, 1):
+        raise UsageError(f"{name} must be True or False, not {value if isinstance(value, int) else type(value).__name__}")
+    return bool(value)
+
+
 def text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{name} must be a string, not {type(value).__name__}")

@@ -91,6 +91,7 @@ class Codec:
             half: _core.SideCodec(self._spec_json, half, self._head_dim, self._calibration, self._layer) for half in ("k", "v")
         }
         self._on_gpu: dict[int, _core.GpuCodec] = {}
+        self._stored = {half: self._planes_of(half) for half in ("k", "v")}
 
     @property
     def name(self) -> str:
@@ -166,12 +167,14 @@ class Codec:
             found = self._on_gpu[device] = _core.GpuCodec(self._spec_json, self._head_dim, self._calibration, self._layer, None, None, device)
         return found
 
-    def _planes_of(self, half: str) -> tuple[str | None, ...]:
-        """Which planes a side has, by the dtype they are stored with."""
+    def _planes_of(self, half: str) -> tuple[tuple[str, tuple[int, ...]] | None, ...]:
+        """The planes a side has: dtype they are stored with, axis of their own."""
         core = self._sides[half]
-        real = self.spec[half]["scale_dtype"]
+        real = (self.spec[half]["scale_dtype"], ())
         signs = core.has_signs
-        return ("uint8", real if core.has_scale else None, real if core.has_zero else None, "uint8" if signs else None, real if signs else None)
+        present = (True, core.has_scale, core.has_zero, signs, signs)
+        planes = (("uint8", (core.code_bytes,)), real, real, ("uint8", (self._head_dim // 8,)), real)
+        return tuple(plane if there else None for plane, there in zip(planes, present))
 
     def _encode_on_gpu(self, x: Any, half: str, zero: bool, first: int) -> tuple[Any, ...]:
         device = tensor_device(x)
@@ -181,14 +184,13 @@ class Codec:
             raise HeadDimError(f"x of shape {shape} given to a codec of head_dim {self._head_dim}")
         if zero:
             x = framework(x).nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
-        stored = self._planes_of(half)
-        widths = ((self._sides[half].code_bytes,), (), (), (self._head_dim // 8,), ())
+        stored = self._stored[half]
         with on_device(device):
             core = self._gpu(device)
             # Kernels write reals as fp32, already rounded to the width they are stored with.
-            planes = tuple(None if kind is None else empty_beside(x, (*shape[:-1], *width), "uint8" if width else "float32") for kind, width in zip(stored, widths))
+            planes = tuple(None if plane is None else empty_beside(x, (*shape[:-1], *plane[1]), "uint8" if plane[1] else "float32") for plane in stored)
             core.encode(half, x, planes, _positions(x, core.needs_positions(half), first, shape))
-            return tuple(None if plane is None else cast(plane, str(kind)) for plane, kind in zip(planes, stored))
+            return tuple(None if kind is None else cast(plane, kind[0]) for plane, kind in zip(planes, stored))
 
     def _decode_on_gpu(self, encoded: Encoded, half: str, out: Any, dtype: Any, rotated: bool, first: int) -> Any:
         codes = encoded.codes
@@ -223,24 +225,19 @@ class Codec:
             raw = np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
         except (TypeError, ValueError):
             raise UsageError(f"data must be bytes, not {type(data).__name__}") from None
-        real = np.dtype(self.spec[check_side(side)]["scale_dtype"]).newbyteorder("<")
-        widths = [(half.code_bytes, None), (half.has_scale, real), (half.has_zero, real), (half.has_signs and self._head_dim // 8, None), (half.has_signs, real)]
-        needed = sum(n * int(width) * (1 if kind is None else kind.itemsize) for width, kind in widths)
-        if raw.size != needed:
-            raise ShapeError(f"{raw.size} bytes given where {n} vectors of {side} take {needed}")
+        if raw.size != n * half.vector_bytes:
+            raise ShapeError(f"{raw.size} bytes given where {n} vectors of {side} take {n * half.vector_bytes}")
         planes: list[np.ndarray | None] = []
         offset = 0
-        for width, kind in widths:
-            count = n * int(width) * (1 if kind is None else kind.itemsize)
-            piece = raw[offset : offset + count]
-            offset += count
-            if not width:
+        for plane in self._stored[check_side(side)]:
+            if plane is None:
                 planes.append(None)
-            elif kind is None:
-                planes.append(piece.reshape(*leading, int(width)))
-            else:
-                planes.append(piece.view(kind).reshape(leading))
-        return Encoded(check_side(side), self._head_dim, *planes)  # type: ignore[arg-type]
+                continue
+            kind, own = np.dtype(plane[0]).newbyteorder("<"), plane[1]
+            count = n * kind.itemsize * (own[0] if own else 1)
+            planes.append(raw[offset : offset + count].view(kind).reshape(*leading, *own))
+            offset += count
+        return Encoded(check_side(side), self._head_dim, *planes)
 
     def _threads_of(self, threads: int | None) -> int:
         return self._threads if threads is None else integer(threads, "threads", 0, 4096)

@@ -13,15 +13,13 @@ from ._errors import DeviceError, DTypeError, UsageError
 
 def framework(x: Any) -> Any:
     """The module that makes arrays like x: numpy, torch, cupy; DTypeError for anything else."""
-    name = type(x).__module__.partition(".")[0]
-    if name == "numpy" and isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray):
         return np
-    if name in ("torch", "cupy") and name in sys.modules:
-        return sys.modules[name]
-    for base in type(x).__mro__:  # a subclass, e.g. torch.nn.Parameter
-        name = base.__module__.partition(".")[0]
-        if name in ("torch", "cupy") and name in sys.modules:
-            return sys.modules[name]
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if torch is not None and isinstance(x, torch.Tensor):
+        return torch
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return cupy
     raise DTypeError(f"a NumPy, torch or CuPy tensor is needed here, not {type(x).__name__}")
 
 
@@ -54,7 +52,10 @@ def tensor_device(x: Any) -> int | None:
 
 def on_gpu(x: Any) -> bool:
     """Whether x is a torch or CuPy tensor on a CUDA device; cheap for anything else."""
-    return getattr(x, "is_cuda", False) is True or type(x).__module__.partition(".")[0] == "cupy"
+    if getattr(x, "is_cuda", False) is True:
+        return True
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(x, cupy.ndarray)
 
 
 def empty_beside(x: Any, shape: tuple[int, ...], dtype: str) -> Any:
@@ -73,8 +74,9 @@ def cast(x: Any, dtype: str) -> Any:
 
 def moved(x: Any, device: int | None) -> Any:
     """x as a NumPy array (None) or as a torch tensor (a CuPy array where only that is loaded) on a CUDA device."""
+    module = framework(x)
     if device is None:
-        return x if isinstance(x, np.ndarray) else x.cpu().numpy() if hasattr(x, "cpu") else x.get()
+        return x if module is np else x.detach().cpu().numpy() if module.__name__ == "torch" else x.get()
     if "torch" not in sys.modules and "cupy" in sys.modules:
         with sys.modules["cupy"].cuda.Device(device):
             return sys.modules["cupy"].asarray(x)

@@ -129,7 +129,8 @@ class PagedCache:
         out: like q, is written and returned; lse: float32 of q's shape without head_dim, takes the natural log of the sum of exponentials.
         sm_scale: default 1 / sqrt(head_dim). window: the last `window` keys up to a query's own position. soft_cap: logits become
         cap * tanh(logit / cap). alibi_slopes, sink_logits: [num_q_heads] float32. max_seq_len: an upper bound of seq_lens that holds as long
-        as a captured CUDA graph is replayed; default what the block table has room for.
+        as a captured CUDA graph is replayed; default what the block table has room for. On a GPU, calls of one shape share scratch memory: they
+        must not run at the same time on several streams.
         """
         shape = tuple(getattr(q, "shape", ()))
         if len(shape) not in (3, 4):
@@ -145,8 +146,10 @@ class PagedCache:
             columns = getattr(block_table, "shape", ())
             max_seq_len = columns[1] * self.block_size if len(columns) == 2 else 0
         key = (*shape[:-1], max_seq_len)
+        # The fused kernel's counters lie where the general path keeps partial results: a workspace serves one of them.
+        general = cap != 0 or alibi_slopes is not None or sink_logits is not None
         with on_device(self.device):
-            workspace = self._workspaces.of(key, self.device, lambda: self._workspace_bytes(key))
+            workspace = self._workspaces.of((*key, general), self.device, lambda: self._workspace_bytes(key))
             self._pages.attend(self.data, q, block_table, seq_lens, out, lse, scale, last, cap, alibi_slopes, sink_logits, max_seq_len, False, workspace, stream)
         return out
 

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import weakref
 from collections import OrderedDict
 from typing import Any
 
 from . import _core
-from ._checks import integer, number
+from ._checks import boolean, integer, number
 from ._codec import spec_members
-from ._errors import DTypeError, ShapeError, UnsupportedError
+from ._errors import DeviceError, DTypeError, ShapeError, UnsupportedError, UsageError
 from ._frameworks import Workspaces, framework, on_device, tensor_device
 
 __all__ = [
@@ -48,14 +49,12 @@ def fused_paged_tq4_decode(
 ) -> Any:
     """Decode attention over turboquant-vllm's pages: q [num_seqs, H_Q, head_dim] fp16/bf16, kv_cache [num_blocks, block_size, total_bytes] uint8
     (padded rows too), block_table [num_seqs, max_blocks] int32, seq_lens [num_seqs] int32, centroids [16], rotation [head_dim, head_dim] fp32."""
-    _need(q, "q", 3)
-    _need(kv_cache, "kv_cache", 3)
-    if q.shape[2] != head_dim:
-        raise ShapeError(f"q has vectors of {q.shape[2]}, head_dim is {head_dim}")
-    if kv_cache.shape[1] != block_size:
-        raise ShapeError(f"kv_cache has {kv_cache.shape[1]} tokens a block, block_size is {block_size}")
+    dim, size = integer(head_dim, "head_dim"), integer(block_size, "block_size")
+    _need(q, "q", (None, None, dim))
+    _need(kv_cache, "kv_cache", (None, size, None), "uint8", q)
+    _need(rotation, "rotation", (dim, dim), "float")
     step = kv_cache.stride()
-    pages = _pages(tensor_device(q), _turboquant_vllm(_bits(centroids)), "turboquant-vllm", num_kv_heads, head_dim, block_size, (rotation, centroids, None), (rotation, centroids, None), step[:2])
+    pages = _pages(tensor_device(q), _turboquant_vllm(_bits(centroids)), "turboquant-vllm", num_kv_heads, dim, size, (rotation, centroids, None), (rotation, centroids, None), step[:2])
     return _attend(pages, q, kv_cache, block_table, seq_lens, sm_scale, out)
 
 
@@ -82,16 +81,24 @@ def triton_turboquant_decode_attention(
     """Decode attention over vLLM's TurboQuant pages: query [B, Hq, D], kv_cache [num_blocks, block_size, Hk, slot] uint8. output_buf and lse_buf,
     where large enough, take the output (fp32) and the log-sum-exp as well; PiT, mid_o_buf, buf_holder and max_num_kv_splits are not needed here.
     FP8 keys are read as E4M3."""
-    _need(query, "query", 3)
-    _need(kv_cache, "kv_cache", 4)
+    _need(query, "query", (None, None, None))
+    _need(kv_cache, "kv_cache", (None, None, None, None), "uint8", query)
     batch, heads, dim = query.shape
-    members = spec_members("vllm:k8v4" if key_fp8 else "vllm:4bit_nc")
+    for buffer, name, shape in ((output_buf, "output_buf", (None, None, None)), (lse_buf, "lse_buf", (None, None))):
+        if buffer is not None:
+            _need(buffer, name, shape, "float", query)
+            if any(have < want for have, want in zip(buffer.shape[1:], (heads, dim))):
+                raise ShapeError(f"{name} of shape {tuple(buffer.shape)} has no room for {heads} heads of {dim}")
+    fp8_keys = boolean(key_fp8, "key_fp8")
+    members = spec_members("vllm:k8v4" if fp8_keys else "vllm:4bit_nc")
     members["v"]["bits"] = integer(value_quant_bits, "value_quant_bits", 2, 8)
-    if key_fp8:
+    if fp8_keys:
         needed, tables = dim, None
     else:
         bits = integer(mse_bits, "mse_bits", 1, 8)
-        members["k"].update(bits=bits, norm_correction=bool(norm_correction), rotation="haar")
+        members["k"].update(bits=bits, norm_correction=boolean(norm_correction, "norm_correction"), rotation="haar")
+        _need(Pi, "Pi", (dim, dim), "float")
+        _need(centroids, "centroids", (1 << bits,), "float")
         needed, tables = math.ceil(dim * bits / 8) + 2, (Pi, centroids, None)
     if integer(key_packed_size, "key_packed_size") != needed:
         raise UnsupportedError(f"key_packed_size {key_packed_size}: keys of this preset take {needed} bytes")
@@ -139,14 +146,16 @@ def triton_flash_attention_tq4(
 def tq4_compress(x: Any, rotation_T_even: Any, rotation_T_odd: Any, boundaries: Any, out: Any = None) -> tuple[Any, Any]:  # noqa: N803
     """x [N, H, D] fp16/bf16 (fp32) to (packed [N, H, D // 2] uint8, high nibble = even coordinate; norms [N, H, 1] fp32). rotation_T_even and
     rotation_T_odd [D, D // 2]: the even and odd columns of rotation.T. out: (packed, norms) to write, of these shapes or flattened."""
-    _need(x, "x", 3)
+    _need(x, "x", (None, None, None))
     torch = framework(x)
     n, heads, dim = x.shape
-    _need(rotation_T_even, "rotation_T_even", 2)
-    _need(rotation_T_odd, "rotation_T_odd", 2)
-    for part in (rotation_T_even, rotation_T_odd):
-        if tuple(part.shape) != (dim, dim // 2):
-            raise ShapeError(f"the halves of rotation.T must have shape {(dim, dim // 2)}, not {tuple(part.shape)}")
+    _need(rotation_T_even, "rotation_T_even", (dim, dim // 2), "float")
+    _need(rotation_T_odd, "rotation_T_odd", (dim, dim // 2), "float")
+    if out is not None:
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise UsageError("out must be (packed, norms)")
+        _need(out[0], "out[0]", n * heads * dim // 2, "uint8", x)
+        _need(out[1], "out[1]", n * heads, "float", x)
 
     def rotation() -> Any:
         both = torch.empty(dim, dim, dtype=torch.float32)
@@ -168,13 +177,16 @@ def tq4_compress(x: Any, rotation_T_even: Any, rotation_T_odd: Any, boundaries: 
 
 def tq4_decompress(packed: Any, norms: Any, centroids: Any, dtype: Any = None, out: Any = None) -> Any:
     """packed [N, H, D // 2] uint8 and norms [N, H, 1] fp32 to [N, H, D] of dtype (torch.float16), left in rotated space."""
-    _need(packed, "packed", 3)
+    _need(packed, "packed", (None, None, None), "uint8")
     torch = framework(packed)
     n, heads, half = packed.shape
+    _need(norms, "norms", n * heads, "float", packed)
+    if out is not None:
+        _need(out, "out", n * heads * 2 * half, "float", packed)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise DTypeError(f"dtype must be a torch.dtype, not {type(dtype).__name__}")
     codec = _planes(tensor_device(packed), _turboquant_vllm(_bits(centroids)), 2 * half, (centroids,), lambda: (None, centroids, None))
     target = out if out is not None and out.is_contiguous() else torch.empty(n, heads, 2 * half, dtype=dtype or torch.float16, device=packed.device)
-    if target.numel() != n * heads * 2 * half:
-        raise ShapeError(f"out must hold {(n, heads, 2 * half)} elements")
     codec.decode_rotated(packed.reshape(n * heads, 1, half).contiguous(), norms.reshape(n * heads, 1).contiguous(), target.view(n * heads, 1, 2 * half))
     if out is not None and target is not out:
         out.copy_(target.reshape(out.shape))
@@ -185,16 +197,28 @@ def tq4_decompress(packed: Any, norms: Any, centroids: Any, dtype: Any = None, o
 # ---- behind them ------------------------------------------------------------------------------------------------------------------------------
 
 
-def _need(x: Any, name: str, axes: int) -> None:
-    if framework(x).__name__ != "torch":
+def _need(x: Any, name: str, shape: tuple[int | None, ...] | int, kind: str = "", beside: Any = None) -> None:
+    """x must be a torch tensor of that shape (None takes any size; an int: so many elements in any shape), of dtype "uint8" or any "float", on a
+    device that is served: that of `beside` where given."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(x, torch.Tensor):
         raise DTypeError(f"{name} must be a torch tensor, not {type(x).__name__}")
-    if x.ndim != axes:
-        raise ShapeError(f"{name} must have {axes} axes, not shape {tuple(x.shape)}")
+    if isinstance(shape, int):
+        if x.numel() != shape:
+            raise ShapeError(f"{name} must hold {shape} elements, not shape {tuple(x.shape)}")
+    elif x.ndim != len(shape) or any(want is not None and have != want for have, want in zip(x.shape, shape)):
+        raise ShapeError(f"{name} must have shape ({', '.join('any' if want is None else str(want) for want in shape)}), not {tuple(x.shape)}")
+    if (kind == "uint8" and x.dtype != torch.uint8) or (kind == "float" and not x.dtype.is_floating_point):
+        raise DTypeError(f"{name} must be {kind}, not {x.dtype}")
+    if beside is None:
+        tensor_device(x)
+    elif x.device != beside.device:
+        raise DeviceError(f"{name} is on {x.device}, not on {beside.device} as the first argument is")
 
 
 def _bits(table: Any, more: int = 0) -> int:
     """Bits of a codebook of len(table) centroids (or boundaries, with more = 1)."""
-    _need(table, "the codebook", 1)
+    _need(table, "the codebook", (None,), "float")
     count = int(table.shape[0]) + more
     if count not in (4, 8, 16):
         raise ShapeError(f"a codebook of 4, 8 or 16 centroids is needed, not {count}")
@@ -252,12 +276,15 @@ def _attend(made: tuple[Any, Workspaces], q: Any, cache: Any, block_table: Any, 
     torch = framework(q)
     scale = 0.0 if sm_scale is None else number(sm_scale, "sm_scale")
     device = tensor_device(q)
+    if out is not None:
+        _need(out, "out", tuple(q.shape), "float", q)
     target = out if out is not None and out.is_contiguous() and out.dtype == q.dtype else torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse3 = None if lse is None else lse[:, None]
     if device is None:
         pages.attend(cache, q[:, None], block_table, seq_lens, target[:, None], lse3, scale, 0, 0.0, None, None)
     else:
-        longest = int(block_table.shape[-1]) * int(cache.shape[1])
+        _need(block_table, "block_table", (q.shape[0], None), beside=q)
+        longest = int(block_table.shape[1]) * int(cache.shape[1])
         with on_device(device):
             workspace = workspaces.of((*q.shape, longest), device, lambda: pages.workspace_bytes(cache, q.shape[0], 1, q.shape[1], longest))
             pages.attend(cache, q.contiguous()[:, None], block_table, seq_lens, target[:, None], lse3, scale, 0, 0.0, None, None, longest, False, workspace)
@@ -336,21 +363,28 @@ def _high_nibble_first(codes: Any, bits: int) -> Any:
 
 def _flash(q: Any, k_packed: Any, k_norms: Any, v: Any, v_norms: Any, centroids: Any, rotation: Any, sm_scale: float | None, is_causal: bool) -> Any:
     """Each kv head of each batch entry is a sequence of its own, so that packed tensors are read where they lie."""
-    for x, name in ((q, "q"), (k_packed, "k_packed"), (v, "v_packed" if v_norms is not None else "v")):
-        _need(x, name, 4)
+    _need(q, "q", (None, None, None, None), "float")
     torch = framework(q)
     batch, q_heads, q_len, dim = q.shape
-    _, heads, tokens, half = k_packed.shape
-    if half * 2 != dim or q_heads % heads:
+    half = dim // 2
+    _need(k_packed, "k_packed", (batch, None, None, half), "uint8", q)
+    heads, tokens = k_packed.shape[1:3]
+    if heads == 0 or q_heads % heads:
         raise ShapeError(f"q of shape {tuple(q.shape)} does not fit packed keys of shape {tuple(k_packed.shape)}")
-    if tuple(v.shape) != ((batch, heads, tokens, half) if v_norms is not None else (batch, heads, tokens, dim)):
-        raise ShapeError(f"values of shape {tuple(v.shape)} do not fit keys of shape {tuple(k_packed.shape)}")
+    _need(k_norms, "k_norms", batch * heads * tokens, "float", q)
+    if v_norms is None:
+        _need(v, "v", (batch, heads, tokens, dim), "float", q)
+    else:
+        _need(v, "v_packed", (batch, heads, tokens, half), "uint8", q)
+        _need(v_norms, "v_norms", batch * heads * tokens, "float", q)
+    _need(rotation, "rotation", (dim, dim), "float")
+    causal_rows = boolean(is_causal, "is_causal")
     scale = 1.0 / math.sqrt(dim) if sm_scale is None else number(sm_scale, "sm_scale")
     group = q_heads // heads
     # [batch * heads, q_len, group, D]: the group's queries of a token side by side
     rows = q.reshape(batch, heads, group, q_len, dim).permute(0, 1, 3, 2, 4).reshape(batch * heads, q_len, group, dim).contiguous()
     parts = []
-    if is_causal and q_len > 1:  # query i sees keys 0..i; those past the last key see all
+    if causal_rows and q_len > 1:  # query i sees keys 0..i; those past the last key see all
         seen = min(q_len, tokens)
         parts.append((rows[:, :seen], seen, True))
         if seen < q_len:

@@ -13,7 +13,8 @@ module registers the attention function "tq4".
 from __future__ import annotations
 
 import json
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from transformers import AttentionInterface
@@ -257,6 +258,8 @@ class TQ4Cache(Cache):
         layers: list[Any] = list(DynamicCache(config=config).layers)
         if not layers:
             layers = [DynamicLayer() for _ in range(text.num_hidden_layers)]
+        if not isinstance(skip_layers, Iterable):
+            raise UsageError(f"skip_layers must be numbers of layers, not {type(skip_layers).__name__}")
         skipped = {integer(number, "skip_layers", -len(layers), len(layers) - 1) % len(layers) for number in skip_layers}
         for number, layer in enumerate(layers):
             if number in skipped:

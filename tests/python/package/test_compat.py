@@ -1,5 +1,8 @@
 """tq4.compat on CPU tensors against what the peers' own code wrote and computed (tests/golden/data): their signatures, their bytes, their outputs."""
 import inspect
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +170,49 @@ def test_misuse():
         compat.fused_paged_tq4_decode(g["page/q"], g["page/cache"], g["page/block_table"], g["page/seq_lens"], g["b4/centroids"], g["rotation_seed42"], 2, 128, 16)
     with pytest.raises(tq4.ShapeError):
         compat.fused_paged_tq4_decode(g["page/q"], g["page/cache"], g["page/block_table"], g["page/seq_lens"], g["b4/centroids"], g["rotation_seed42"][:5], 2, 64, 16)
+
+
+def test_random_arguments_never_crash():
+    """In a process of its own, so that a crash is a failure of this test and not the end of the run."""
+    script = "import sys; sys.path[:0] = {!r}; import test_compat; test_compat.fuzz()".format([str(p) for p in sys.path])
+    result = subprocess.run([sys.executable, "-X", "faulthandler", "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    refused, done = map(int, result.stdout.split())
+    assert refused > 500 and done > 50, (refused, done)
+
+
+def fuzz(device="cpu", rounds=1500):
+    """Every drop-in with some of its arguments replaced by tensors of other shapes, dtypes, strides and devices, and by things that are no tensors."""
+    torch.set_num_threads(1)
+    rng = random.Random(3)
+    g, v = golden("tqv/d64", device), golden("vllm/turboquant_4bit_nc/d64", device)
+    rotation, centroids = g["rotation_seed42"], g["b4/centroids"]
+    k, k_norms, w, w_norms = (g[f"b4/{name}"].transpose(0, 1)[None, :, :20].contiguous() for name in ("k_packed", "k_norms", "v_packed", "v_norms"))
+    q = torch.randn(1, 4, 3, 64).half().to(device)
+    hadamard = torch.from_numpy(tq4.rotation(64, "hadamard")).to(device)
+    calls = [
+        (compat.fused_paged_tq4_decode, [g["page/q"], g["page/cache"], g["page/block_table"], g["page/seq_lens"], centroids, rotation, 2, 64, g["page/cache"].shape[1], None, None]),
+        (compat.triton_turboquant_decode_attention, [v["q"], v["cache"], v["block_table"], v["seq_lens"], hadamard, v["centroids"], 0.125, 4, int(v["key_packed_size"]), 4, False, True, None, None, None, None]),
+        (compat.triton_flash_attention_tq4_kv, [q, k, k_norms, w, w_norms, centroids, rotation, None, False]),
+        (compat.triton_flash_attention_tq4, [q, k, k_norms, centroids, rotation, q[:, :2, :1].expand(1, 2, 20, 64), None, False]),
+        (compat.tq4_compress, [g["b4/k"], rotation.T[:, 0::2], rotation.T[:, 1::2], g["b4/boundaries"], None]),
+        (compat.tq4_decompress, [g["b4/k_packed"], g["b4/k_norms"], centroids, None, None]),
+    ]
+
+    def thing(like):
+        kind = rng.random()
+        if isinstance(like, torch.Tensor) and kind < 0.7:
+            return rng.choice([lambda: like.double(), lambda: like.int(), lambda: like[..., :1], lambda: like[:0], lambda: like.unsqueeze(0), lambda: like.flatten(), lambda: like.transpose(0, -1),
+                               lambda: like.cpu().numpy(), lambda: like.to("meta"), lambda: like.half(), lambda: like.contiguous()])()
+        return rng.choice([None, 0, -1, 2**70, 1.5, float("nan"), "k", b"abc", [], {}, object(), torch.float16, torch.zeros(3, device=device), torch.zeros(2, 3, 64, device=device), (1, 2)])
+
+    refused = done = 0
+    for _ in range(rounds):
+        function, good = rng.choice(calls)
+        arguments = [thing(x) if rng.random() < 0.15 else x for x in good]
+        try:
+            function(*arguments)
+            done += 1
+        except tq4.Error:
+            refused += 1
+    print(refused, done)

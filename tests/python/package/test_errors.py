@@ -169,6 +169,8 @@ def fuzz():
             lambda: tq4.codebook(a, b),
             lambda: tq4.rotation(a, b, c),
             lambda: CODEC.vector_bytes(a),
+            lambda: good.to(a),
+            lambda: tq4.Encoded(a, b, good.codes, c, d).tobytes(),
             *[test_pages.fuzz(rng, random_thing)] * 6,
         ])
         try:

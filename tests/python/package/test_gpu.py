@@ -166,6 +166,17 @@ def test_drop_in(function, case):
     function(**case, device="cuda")
 
 
+def test_drop_ins_refuse_random_arguments(capsys):
+    if not CASES:
+        pytest.skip("h5py is not installed")
+    import test_compat
+
+    test_compat.fuzz("cuda", 600)
+    torch.cuda.synchronize()
+    refused, done = map(int, capsys.readouterr().out.split())
+    assert refused > 200 and done > 20
+
+
 # ---- the Hugging Face cache -------------------------------------------------------------------------------------------------------------------
 
 try:

@@ -157,7 +157,13 @@ def test_a_torch_without_the_exchange_interface():
 
     class Old:
         def __init__(self, tensor):
-            self.__dlpack__, self.__dlpack_device__ = tensor.__dlpack__, tensor.__dlpack_device__
+            self.tensor = tensor
+
+        def __dlpack__(self, **kwargs):
+            return self.tensor.__dlpack__(**kwargs)
+
+        def __dlpack_device__(self):
+            return self.tensor.__dlpack_device__()
 
     Old.__module__ = "torch"
     k, slots = vectors(5, 2, 128).cuda(), torch.arange(5, device="cuda")

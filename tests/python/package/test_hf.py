@@ -2,6 +2,7 @@
 attention; codes are what the codec gives; exact sinks and window; padding, beams, crop; misuse. And under the small trained model where its files
 are (TQ4_TEST_MODEL, or ../shared/data/lm beside the repository): the same tokens, and the losses of experiments/perplexity window by window."""
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ except ImportError as error:
     pytest.skip(f"this transformers ({transformers.__version__}) lacks what tq4.hf needs: {error}", allow_module_level=True)
 
 import tq4  # noqa: E402
+from test_errors import random_thing  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
 torch.set_num_threads(1)  # tiny work: more threads only wait for each other
@@ -204,6 +206,15 @@ def test_misuse():
                         (lambda: tq4.hf.TQ4Cache(model, window=-1), tq4.UsageError)):
         with pytest.raises(error):
             call()
+    rng = random.Random(4)
+    refused = 0
+    for _ in range(300):
+        options = {name: random_thing(rng) for name in ("spec", "calibration", "sinks", "window", "skip_layers", "prefill", "threads") if rng.random() < 0.3}
+        try:
+            tq4.hf.TQ4Cache(random_thing(rng) if rng.random() < 0.1 else model, **options)
+        except tq4.Error:
+            refused += 1
+    assert 100 < refused < 300
     cache = tq4.hf.TQ4Cache(model)
     with torch.no_grad():
         model(prompt(2, 5)["input_ids"], past_key_values=cache)
