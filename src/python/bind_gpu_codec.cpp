@@ -165,8 +165,8 @@ class GpuCodec {
     p.n = by_head ? leading[1] : elements(leading);
     for (std::int64_t h = 0; h < (by_head ? leading[0] : 1); ++h) {
       const std::int64_t first = h * p.n;
-      p.in = {row<std::uint8_t>(from[0], first), row<float>(from[1], first), row<float>(from[2], first),
-              row<std::uint8_t>(from[3], first), row<float>(from[4], first)};
+      p.in = {row<std::uint8_t>(from[0], first), row<float>(from[1], first), row<float>(from[2], first), row<std::uint8_t>(from[3], first),
+              row<float>(from[4], first)};
       p.out = x.as<std::uint8_t>() + first * head_dim_ * static_cast<std::int64_t>(dtype_size(x.dtype));
       gpu::dequant(codecs_[static_cast<std::size_t>(h)], side, p, stream_of(x, stream));
     }
@@ -174,8 +174,8 @@ class GpuCodec {
 
   /// Attention over dense sequences of one length with one kv head each: q, out [seqs, q_len, num_q_heads, D]; codes [seqs * tokens, 1, bytes],
   /// scales [seqs * tokens, 1] or None for a side without. Query i is at position i - q_len + tokens where causal. workspace: of workspace_bytes.
-  void attend(nb::handle q, nb::handle k_codes, nb::handle k_scale, nb::handle v_codes, nb::handle v_scale, nb::handle cu_q, nb::handle cu_k,
-              std::int64_t tokens, nb::handle out, bool causal, double sm_scale, nb::handle workspace,
+  void attend(nb::handle q, nb::handle k_codes, nb::handle k_scale, nb::handle v_codes, nb::handle v_scale, nb::handle cu_q,
+              nb::handle cu_k, std::int64_t tokens, nb::handle out, bool causal, double sm_scale, nb::handle workspace,
               std::optional<std::uintptr_t> stream) const {
     const Tensor qt = on(q, "q", kHalves), result = on(out, "out", kHalves, true);
     need_shape(qt.shape, {-1, -1, -1, head_dim_}, "q");
