@@ -3,14 +3,18 @@
 #include "tq4/profile.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <limits>
 
 #include "args.h"
 #include "common_args.h"
+#include "profile_data.h"
+#include "profile_html.h"
 #include "progress.h"
 #include "report.h"
+#include "tq4/tune.h"
 #include "verb.h"
 
 namespace tq4::cli {
@@ -19,11 +23,12 @@ namespace {
 struct Options {
   std::vector<std::int64_t> ctx, batch, block_sizes, q_lens;
   std::vector<std::string> heads, layouts;
-  int head_dim = 128, samples = 30;
-  std::string op = "decode", dtype = "fp16", device = "cuda";
+  int head_dim = 128, samples = 30, layer = -1;
+  std::string op = "decode", dtype = "fp16", device = "cuda", dump, calibration, html;
+  CLI::Option *heads_option = nullptr, *head_dim_option = nullptr;
   CodecOptions codec;
   bool padded = false, ragged = false, calibrated = false, rope = false, general = false, no_rotation = false, no_baselines = false,
-       no_check = false, dry_run = false;
+       no_check = false, dry_run = false, tune = false, no_tuned = false;
   std::uint64_t seed = 1;
   OutputOptions output;
 };
@@ -33,7 +38,8 @@ gpu::ProfileOp parse_op(const std::string& text) {
   if (text == "store") return gpu::ProfileOp::Store;
   if (text == "encode") return gpu::ProfileOp::Encode;
   if (text == "dequant") return gpu::ProfileOp::Dequant;
-  throw Error(ErrorCode::Usage, fmt::format("'{}' is not one of decode, store, encode, dequant", text), "--op");
+  if (text == "prefill") return gpu::ProfileOp::Prefill;
+  throw Error(ErrorCode::Usage, fmt::format("'{}' is not one of decode, store, encode, dequant, prefill", text), "--op");
 }
 
 struct Heads {
@@ -51,10 +57,33 @@ Heads parse_heads(const std::string& text) {
 struct Point {
   gpu::ProfileShape shape;
   std::string codec, heads;
+  bool tuned = false;  ///< shape.splits comes from the cache of winners
 };
+
+/// The dump's layer, whose heads and head_dim the points then have.
+std::unique_ptr<LayerData> data_of(Options& o) {
+  if (o.dump.empty()) {
+    if (o.layer >= 0 || !o.calibration.empty())
+      throw Error(ErrorCode::Usage, "are of a dump: name it with --dump (made-up calibration: --calibrated)", "--layer and --calibration");
+    return nullptr;
+  }
+  if (o.heads_option->count() > 0 || o.head_dim_option->count() > 0)
+    throw Error(ErrorCode::Usage, "come from the dump; leave them out", "--heads and --head-dim");
+  if (o.calibrated || o.rope)
+    throw Error(ErrorCode::Usage, "are made up; with --dump, give its own calibration: --calibration FILE.tq4cal",
+                "--calibrated and --rope");
+  auto data = std::make_unique<LayerData>();
+  load_layer_data(o.dump, o.layer, o.calibration, *data);
+  const int q_heads = data->layer.q_tokens > 0 ? data->layer.num_q_heads : data->layer.num_kv_heads;
+  o.heads = {fmt::format("{}/{}", q_heads, data->layer.num_kv_heads)};
+  o.head_dim = data->layer.head_dim;
+  return data;
+}
 
 std::vector<Point> points_of(const Options& o) {
   std::vector<Point> points;
+  if (parse_op(o.op) == gpu::ProfileOp::Prefill && o.q_lens != std::vector<std::int64_t>{1})
+    throw Error(ErrorCode::Usage, "prefill takes as many queries as --ctx says; leave it out", "--q-len");
   for (const NamedSpec& named : codec_specs(o.codec)) {
     for (const std::string& layout : o.layouts) {
       for (const std::string& heads : o.heads) {
@@ -110,7 +139,9 @@ nlohmann::json point_json(const Point& p, const gpu::ProfileResult& r) {
                    {"dtype", std::string(dtype_name(p.shape.dtype))},
                    {"calibrated", p.shape.calibrated},
                    {"rope", p.shape.rope},
-                   {"rotation_in_call", p.shape.rotate}};
+                   {"rotation_in_call", p.shape.rotate},
+                   {"splits", p.shape.splits},
+                   {"tuned", p.tuned}};
   if (!r.skipped.empty()) {
     j["skipped"] = r.skipped;
     return j;
@@ -118,6 +149,7 @@ nlohmann::json point_json(const Point& p, const gpu::ProfileResult& r) {
   j["path"] = r.path;
   j["caches"] = r.caches;
   j["bytes"] = r.bytes;
+  if (r.flops > 0) j["flops"] = r.flops;
   j["seconds"] = r.time.median;
   j["timing"] = timing_json(r.time);
   if (r.fp16.median > 0) j["fp16_seconds"] = r.fp16.median, j["fp16_timing"] = timing_json(r.fp16);
@@ -148,14 +180,77 @@ void dry_run(const Options& o, const std::vector<Point>& points, const gpu::Prof
   emit(o.output, result, table, table.text());
 }
 
-void run(const Options& o) {
+/// Every candidate of every point timed; the winners printed and kept.
+void run_tune(const Options& o, const std::vector<Point>& points, const gpu::ProfileOptions& options, const gpu::DeviceInfo& device) {
+  const std::string path = gpu::TuneCache::default_path();
+  if (path.empty()) throw Error(ErrorCode::Usage, "needs a place for its cache: set XDG_CACHE_HOME or HOME", "--tune");
+  gpu::TuneCache cache = gpu::TuneCache::load(path);
+  Table table({{"codec", "codec", true},
+               {"layout", "layout", true},
+               {"heads", "heads", true},
+               {"q_len", "q"},
+               {"batch"},
+               {"ctx"},
+               {"path", "path", true},
+               {"splits", "best splits"},
+               {"best_us", "us"},
+               {"rule_us", "rule us"},
+               {"gain", "x"}});
+  nlohmann::json list = nlohmann::json::array();
+  std::string notes;
+  bool found = false;
+  {
+    Progress progress("tune", points.size(), Progress::Unit::Items, o.output.quiet);
+    for (const Point& p : points) {
+      const gpu::TuneResult r = gpu::tune(p.shape, options);
+      progress.add(1);
+      if (!r.skipped.empty()) {
+        notes += fmt::format("skipped: {} batch {} ctx {}: {}\n", p.codec, p.shape.batch, p.shape.ctx, r.skipped);
+        continue;
+      }
+      if (r.tried.empty()) {
+        notes += fmt::format("nothing to choose: {} batch {} ctx {} takes the path {}\n", p.codec, p.shape.batch, p.shape.ctx, r.path);
+        continue;
+      }
+      cache.put(device, p.shape, r.best);
+      found = true;
+      nlohmann::json tried = nlohmann::json::array();
+      for (const auto& [choice, seconds] : r.tried) tried.push_back({{"splits", choice.splits}, {"seconds", seconds}});
+      list.push_back({{"key", gpu::tune_shape_key(p.shape)},
+                      {"path", r.path},
+                      {"best", {{"splits", r.best.splits}}},
+                      {"best_seconds", r.best_seconds},
+                      {"rule_seconds", r.rule_seconds},
+                      {"tried", std::move(tried)}});
+      table.add({p.codec, std::string(layout_name(p.shape.layout)), p.heads, p.shape.q_len, p.shape.batch, p.shape.ctx, r.path,
+                 r.best.splits == 0 ? Cell("rule") : Cell(fmt::format("{}", r.best.splits)), Cell::fixed(r.best_seconds * 1e6, 1),
+                 Cell::fixed(r.rule_seconds * 1e6, 1), Cell::fixed(r.rule_seconds / r.best_seconds, 2)});
+    }
+  }
+  if (found) cache.save(path);
+  nlohmann::json result = result_envelope("profile");
+  result["device"] = gpu::tune_device_key(device);
+  result["cache"] = path;
+  result["tuned"] = std::move(list);
+  const std::string head = found ? fmt::format("{}: winners are in {}\n", gpu::tune_device_key(device), path) : std::string();
+  emit(o.output, result, table, head + (found ? table.text() : "") + notes);
+}
+
+void run(Options o) {
   check_outputs(o.output);
-  const std::vector<Point> points = points_of(o);
+  if (!o.html.empty() && o.html != "-" && !o.output.force && ::access(o.html.c_str(), F_OK) == 0)
+    throw Error(ErrorCode::Usage, "exists already; --force replaces it", o.html);
+  if (o.html == "-" && (o.output.json == "-" || o.output.csv == "-"))
+    throw Error(ErrorCode::Usage, "asks for standard output, and so does --json or --csv", "--html -");
+  if (!o.html.empty() && o.tune) throw Error(ErrorCode::Usage, "--tune has no picture; leave out --html", "--html");
+  const std::unique_ptr<LayerData> data = data_of(o);
+  std::vector<Point> points = points_of(o);
   gpu::ProfileOptions options;
   options.samples = o.samples;
   options.baselines = !o.no_baselines;
   options.check = !o.no_check;
   options.seed = o.seed;
+  if (data != nullptr) options.data = &data->data;
   if (o.dry_run) {
     dry_run(o, points, options);
     return;
@@ -163,6 +258,16 @@ void run(const Options& o) {
   const Device device = resolve_device(o.device, true, false);
   if (!device.cuda) throw Error(ErrorCode::Usage, "profile times the GPU operations: --device cuda", "--device");
   const gpu::DeviceInfo info = gpu::device_info(device.index);
+  if (o.tune) {
+    run_tune(o, points, options, info);
+    return;
+  }
+  if (!o.no_tuned) {
+    const gpu::TuneCache winners = gpu::TuneCache::load(gpu::TuneCache::default_path());
+    for (Point& p : points) {
+      if (const auto choice = winners.find(info, p.shape)) p.shape.splits = choice->splits, p.tuned = choice->splits != 0;
+    }
+  }
   const double ceiling = gpu::read_bandwidth(), launch = gpu::launch_seconds();
   Table table({{"codec", "codec", true},
                {"layout", "layout", true},
@@ -202,19 +307,22 @@ void run(const Options& o) {
                  Cell::fixed(t * 1e6, 1), Cell::fixed(r.time.low * 1e6, 1), Cell::fixed(r.time.high * 1e6, 1),
                  Cell::bytes(static_cast<std::uint64_t>(r.bytes)), Cell::fixed(rate * 1e-9, 0), Cell::fixed(100 * rate / ceiling, 1),
                  Cell::fixed(micro(r.fp16), 1), Cell::fixed(ratio(r.fp16), 2), Cell::fixed(micro(r.fp8), 1), Cell::fixed(ratio(r.fp8), 2),
-                 Cell::number(r.relative_error >= 0 ? r.relative_error : kNone, 2), r.path});
+                 Cell::number(r.relative_error >= 0 ? r.relative_error : kNone, 2),
+                 p.tuned && r.path == "general" ? fmt::format("{} (tuned: {} splits)", r.path, p.shape.splits) : r.path});
     }
   }
   nlohmann::json result = result_envelope("profile");
   result["device"] = info.name;
   result["op"] = o.op;
+  if (data != nullptr) result["dump"] = fmt::format("{}, layer {}", o.dump, data->layer.layer);
   result["ceiling_bytes_per_second"] = ceiling;
   result["launch_seconds"] = launch;
   result["points"] = std::move(list);
   const std::string head =
       fmt::format("{}: reads {:.0f} GB/s, an empty kernel takes {:.2f} us; cold caches, one CUDA graph, median of {}\n", info.name,
                   ceiling * 1e-9, launch * 1e6, o.samples);
-  emit(o.output, result, table, head + table.text() + skipped);
+  if (!o.html.empty()) write_text_file(o.html, profile_page(result), o.output.force);
+  emit(o.output, result, table, o.html == "-" ? "" : head + table.text() + skipped);
 }
 
 }  // namespace
@@ -224,12 +332,16 @@ Action add_profile(CLI::App& app) {
   describe(app, "Time the GPU operations against context length, next to fp16 and the read bandwidth",
            {{"tq4 profile --ctx 1k..32k", "the paged decode of tq4, batch 1"},
             {"tq4 profile --codec tq4,k4v3 --batch 1,8,32 --ctx 8k,32k --json -", "a sweep as JSON"},
-            {"tq4 profile --op store --batch 32", "one step's tokens into the pages"}});
+            {"tq4 profile --op store --batch 32", "one step's tokens into the pages"},
+            {"tq4 profile --dump dump.h5 --html profile.html", "real keys, values and queries; a page with a picture"},
+            {"tq4 profile --general --tune --ctx 8k", "try the launch choices, keep the winner for this GPU"}});
   constexpr const char* kShape = "Shape";
   add_parsed(app, "--ctx", options->ctx, parse_sizes, "SIZES", "1k..32k", "Tokens a sequence holds")->group(kShape);
   add_parsed(app, "--batch", options->batch, parse_sizes, "SIZES", "1", "Sequences")->group(kShape);
-  add_parsed(app, "--heads", options->heads, parse_names, "Q/KV", "32/8", "Query and kv heads")->group(kShape);
-  add_parsed(app, "--head-dim", options->head_dim, parse_count, "D", "128", "Size of a head")->group(kShape);
+  options->heads_option =
+      add_parsed(app, "--heads", options->heads, parse_names, "Q/KV", "32/8", "Query and kv heads; with --dump, its own")->group(kShape);
+  options->head_dim_option =
+      add_parsed(app, "--head-dim", options->head_dim, parse_count, "D", "128", "Size of a head; with --dump, its own")->group(kShape);
   add_parsed(app, "--layout", options->layouts, parse_names, "NAMES", "native", "native, turboquant-vllm, vllm")->group(kShape);
   add_parsed(app, "--block-size", options->block_sizes, parse_sizes, "SIZES", "16", "Tokens a page")->group(kShape);
   add_parsed(app, "--q-len", options->q_lens, parse_sizes, "SIZES", "1", "Query tokens a sequence")->group(kShape);
@@ -239,16 +351,34 @@ Action add_profile(CLI::App& app) {
   app.add_flag("--calibrated", options->calibrated, "Per-head matrices and centres")->group(kShape);
   app.add_flag("--rope", options->rope, "Keys centred before RoPE")->group(kShape);
   constexpr const char* kRun = "Run";
-  app.add_option("--op", options->op, "decode, store, encode or dequant")->capture_default_str()->group(kRun);
+  app.add_option("--op", options->op, "decode, store, encode, dequant or prefill (--ctx queries over as many compressed tokens)")
+      ->capture_default_str()
+      ->group(kRun);
   add_parsed(app, "--samples", options->samples, parse_count, "N", "30", "Timed launches of a graph a point")->group(kRun);
   app.add_flag("--general", options->general, "Do not take the fused kernel")->group(kRun);
   app.add_flag("--no-rotation", options->no_rotation, "Query and output stay in rotated space")->group(kRun);
   app.add_flag("--no-baselines", options->no_baselines, "Skip the fp16 and fp8 decode")->group(kRun);
   app.add_flag("--no-check", options->no_check, "Skip the comparison with the CPU reference")->group(kRun);
+  app.add_flag(
+         "--tune", options->tune,
+         "Time the launch choices there are and keep the winners of this GPU and driver in $XDG_CACHE_HOME/tq4/tune.tsv for later calls. "
+         "Only decode's general path has one: into how many parts the context is cut")
+      ->group(kRun);
+  app.add_flag("--no-tuned", options->no_tuned, "Do not use the winners that --tune found")->group(kRun);
   app.add_flag("--dry-run", options->dry_run, "Print the plan and the memory it needs, run nothing")->group(kRun);
   app.add_option("--device", options->device, "cuda or cuda:N")->capture_default_str()->group(kRun);
+  constexpr const char* kData = "Data";
+  app.add_option("--dump", options->dump,
+                 "Keys, values and queries of a layer of this dump, repeated up to --ctx (default: random numbers)")
+      ->type_name("FILE")
+      ->group(kData);
+  add_parsed(app, "--layer", options->layer, parse_count, "N", "", "Which layer of the dump (default: the middle one)")->group(kData);
+  app.add_option("--calibration", options->calibration, "Its calibration (tq4 calibrate), for this layer's matrices, centres and tables")
+      ->type_name("FILE")
+      ->group(kData);
   add_codec_options(app, options->codec);
   add_output_options(app, options->output, true);
+  app.add_option("--html", options->html, "Write a self-contained page with a picture; - = stdout")->type_name("PATH")->group("Output");
   return [options] { run(*options); };
 }
 

@@ -176,6 +176,7 @@ DeviceInfo device_info(int device) {
   info.l2_bytes = static_cast<std::size_t>(p.l2CacheSize);
   info.memory_bytes = p.totalGlobalMem;
   info.shared_bytes_per_block = p.sharedMemPerBlockOptin;
+  check(cudaDriverGetVersion(&info.driver_version), "device_info");
   return info;
 }
 

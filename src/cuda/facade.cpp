@@ -3,6 +3,7 @@
 #include "tq4/gpu.h"
 #include "tq4/prefill.h"
 #include "tq4/profile.h"
+#include "tq4/tune.h"
 
 namespace tq4::gpu {
 namespace {
@@ -48,6 +49,7 @@ std::string layer_step_path(const DeviceCodec&, const LayerStepParams&) { refuse
 void update_and_attend(const DeviceCodec&, const LayerStepParams&, Stream) { refuse(); }
 
 ProfileResult profile(const ProfileShape&, const ProfileOptions&) { refuse(); }
+TuneResult tune(const ProfileShape&, const ProfileOptions&) { refuse(); }
 double read_bandwidth() { refuse(); }
 double launch_seconds() { refuse(); }
 

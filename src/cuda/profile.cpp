@@ -12,38 +12,18 @@
 
 #include "cuda/baseline/paged_fp16.h"
 #include "cuda/check.h"
+#include "cuda/profile_check.h"
 #include "cuda/profile_kernels.h"
+#include "cuda/profile_memory.h"
 #include "cuda/profile_plan.h"
-#include "tq4/attention.h"
-#include "tq4/rotation.h"
+#include "cuda/profile_source.h"
+#include "tq4/prefill.h"
+#include "tq4/tune.h"
 
 namespace tq4::gpu {
 namespace {
 
 constexpr const char* kWhere = "profile";
-
-/// A device allocation.
-class Buffer {
- public:
-  explicit Buffer(std::size_t bytes) { check(cudaMalloc(&data_, std::max<std::size_t>(bytes, 16)), kWhere); }
-  ~Buffer() { cudaFree(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-  template <class T>
-  static std::unique_ptr<Buffer> of(const std::vector<T>& values) {
-    auto b = std::make_unique<Buffer>(values.size() * sizeof(T));
-    check(cudaMemcpy(b->data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), kWhere);
-    return b;
-  }
-
- private:
-  void* data_ = nullptr;
-};
-using BufferPtr = std::unique_ptr<Buffer>;
 
 class StreamOwner {
  public:
@@ -106,146 +86,6 @@ std::vector<std::int32_t> block_table(const std::vector<std::int32_t>& lengths, 
   return table;
 }
 
-LayerCalibration made_up_calibration(const ProfileShape& s) {
-  LayerCalibration c;
-  c.num_kv_heads = s.num_kv_heads;
-  c.head_dim = s.head_dim;
-  c.rope_theta = 10000;
-  c.rope_dim = s.head_dim;
-  std::mt19937 random(5);
-  std::normal_distribution<float> normal(0.0f, 0.5f);
-  const auto dim = static_cast<std::size_t>(s.head_dim);
-  for (SideCalibration* side : {&c.k, &c.v}) {
-    for (int h = 0; s.calibrated && h < s.num_kv_heads; ++h) {
-      const Rotation r = make_rotation(RotationKind::Haar, s.head_dim, static_cast<std::uint64_t>(h) + (side == &c.k ? 0 : 1000));
-      for (std::size_t i = 0; i < dim; ++i) {
-        for (std::size_t j = 0; j < dim; ++j) {
-          side->forward.push_back(r.matrix[i * dim + j]);
-          side->inverse.push_back(r.matrix[j * dim + i]);
-        }
-      }
-      for (std::size_t j = 0; j < dim; ++j) side->centre.push_back(normal(random));
-    }
-  }
-  for (std::size_t i = 0; s.rope && i < dim * static_cast<std::size_t>(s.num_kv_heads); ++i) c.k.rope_mu.push_back(normal(random));
-  return c;
-}
-
-/// K and V of random tokens through store(), `chunk` tokens at a time, every slot of the cache.
-void fill_cache(const DeviceCodec& codec, const PagedCache& cache, std::uint64_t seed) {
-  const PageLayout& l = cache.layout;
-  const std::int64_t slots = cache.num_blocks * l.block_size, chunk = std::min<std::int64_t>(slots, 32768);
-  const std::size_t elements = static_cast<std::size_t>(chunk * l.num_kv_heads * l.head_dim);
-  const Buffer k(elements * 2), v(elements * 2);
-  std::vector<std::int64_t> positions(static_cast<std::size_t>(slots));
-  std::iota(positions.begin(), positions.end(), 0);
-  const BufferPtr slot_mapping = Buffer::of(positions);
-  for (std::int64_t first = 0; first < slots; first += chunk) {
-    fill_gaussian(k.as<std::uint16_t>(), static_cast<std::int64_t>(elements), seed * 1000003 + static_cast<std::uint64_t>(2 * first),
-                  nullptr);
-    fill_gaussian(v.as<std::uint16_t>(), static_cast<std::int64_t>(elements), seed * 1000003 + static_cast<std::uint64_t>(2 * first + 1),
-                  nullptr);
-    StoreParams p;
-    p.k = k.as<void>();
-    p.v = v.as<void>();
-    p.n = std::min(chunk, slots - first);
-    p.slot_mapping = slot_mapping->as<std::int64_t>() + first;
-    p.positions = p.slot_mapping;
-    p.cache = cache;
-    store(codec, p, nullptr);
-  }
-  check(cudaDeviceSynchronize(), kWhere);
-}
-
-/// Relative error of one sequence's first kv head's query heads against float64 attention on what its pages hold.
-double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::vector<std::int32_t>& table, std::int32_t length,
-                    const LayerCalibration& calibration) {
-  const PageLayout& l = p.cache.layout;
-  const auto dim = static_cast<std::size_t>(l.head_dim), n = static_cast<std::size_t>(length),
-             heads = static_cast<std::size_t>(l.num_kv_heads);
-  const std::size_t group = static_cast<std::size_t>(p.num_q_heads) / heads, q_len = static_cast<std::size_t>(p.q_len),
-                    q_heads = static_cast<std::size_t>(p.num_q_heads);
-  // Copy the sequence's pages together and read them as a cache of their own.
-  const std::size_t blocks = (n + static_cast<std::size_t>(l.block_size) - 1) / static_cast<std::size_t>(l.block_size);
-  std::vector<std::uint8_t> pages(blocks * static_cast<std::size_t>(l.block_stride));
-  for (std::size_t b = 0; b < blocks; ++b) {
-    check(cudaMemcpy(pages.data() + b * static_cast<std::size_t>(l.block_stride), p.cache.data + table[b] * l.block_stride,
-                     static_cast<std::size_t>(l.block_stride), cudaMemcpyDeviceToHost),
-          kWhere);
-  }
-  std::vector<std::int64_t> slots(n);
-  std::iota(slots.begin(), slots.end(), 0);
-  struct Planes {
-    std::vector<std::uint8_t> codes;
-    std::vector<float> scale, zero;
-  } planes[2];
-  for (const Side side : {Side::K, Side::V}) {
-    planes[static_cast<std::size_t>(side)] = {std::vector<std::uint8_t>(n * heads * codec.host(side).code_bytes()),
-                                              std::vector<float>(n * heads), std::vector<float>(n * heads)};
-  }
-  const auto out_of = [](Planes& x) { return EncodedOut{x.codes.data(), x.scale.data(), x.zero.data(), nullptr, nullptr}; };
-  read_pages(l, pages.data(), static_cast<std::int64_t>(blocks), slots.data(), length, out_of(planes[0]), out_of(planes[1]));
-  std::vector<float> values[2];
-  for (const Side side : {Side::K, Side::V}) {
-    const Planes& x = planes[static_cast<std::size_t>(side)];
-    const Codec& host = codec.host(side);
-    std::vector<std::uint8_t> codes;
-    std::vector<float> scale, zero;
-    for (std::size_t t = 0; t < n; ++t) {
-      const auto row = x.codes.begin() + static_cast<std::ptrdiff_t>(t * heads * host.code_bytes());
-      codes.insert(codes.end(), row, row + static_cast<std::ptrdiff_t>(host.code_bytes()));
-      scale.push_back(x.scale[t * heads]);
-      zero.push_back(x.zero[t * heads]);
-    }
-    values[static_cast<std::size_t>(side)].resize(n * dim);
-    Exec exec;
-    exec.threads = 0;
-    host.decode({codes.data(), scale.data(), zero.data(), nullptr, nullptr}, length, values[static_cast<std::size_t>(side)].data(),
-                head_transform(&calibration, side, 0, 0), exec);
-    if (p.exact.sinks > 0 || p.exact.window > 0) {  // these come from the exact buffers, sequence 0 and head 0
-      const auto sinks = static_cast<std::size_t>(p.exact.sinks), window = static_cast<std::size_t>(p.exact.window);
-      std::vector<std::uint16_t> s(sinks * dim), w(window * dim);
-      const bool key = side == Side::K;
-      check(cudaMemcpy(s.data(), key ? p.exact.sink_k : p.exact.sink_v, s.size() * 2, cudaMemcpyDeviceToHost), kWhere);
-      check(cudaMemcpy(w.data(), key ? p.exact.window_k : p.exact.window_v, w.size() * 2, cudaMemcpyDeviceToHost), kWhere);
-      for (std::size_t t = 0; t < n; ++t) {
-        const std::uint16_t* row = t < sinks ? s.data() + t * dim : t + window >= n ? w.data() + t % window * dim : nullptr;
-        if (row == nullptr) continue;
-        std::vector<float> y(dim);
-        to_float(row, DType::F16, dim, y.data());
-        const HeadTransform transform = head_transform(&calibration, side, 0, static_cast<std::int64_t>(t));
-        float* to = values[static_cast<std::size_t>(side)].data() + t * dim;
-        for (std::size_t i = 0; i < dim; ++i) {  // x = inverse y + centre
-          double sum = transform.centre ? static_cast<double>(transform.centre[i]) : 0.0;
-          for (std::size_t j = 0; j < dim; ++j) {
-            sum +=
-                static_cast<double>(transform.inverse ? transform.inverse[i * dim + j] : codec.host(side).rotation().matrix[j * dim + i]) *
-                static_cast<double>(y[j]);
-          }
-          to[i] = static_cast<float>(sum);
-        }
-      }
-    }
-  }
-  std::vector<std::uint16_t> raw_q(q_len * q_heads * dim), raw_out(raw_q.size());
-  check(cudaMemcpy(raw_q.data(), p.q, raw_q.size() * 2, cudaMemcpyDeviceToHost), kWhere);
-  check(cudaMemcpy(raw_out.data(), p.out, raw_out.size() * 2, cudaMemcpyDeviceToHost), kWhere);
-  std::vector<float> q(q_len * group * dim), got(q.size());
-  for (std::size_t i = 0; i < q_len; ++i) {
-    to_float(raw_q.data() + i * q_heads * dim, p.q_dtype, group * dim, q.data() + i * group * dim);
-    to_float(raw_out.data() + i * q_heads * dim, p.q_dtype, group * dim, got.data() + i * group * dim);
-  }
-  std::vector<double> want(q.size());
-  reference_attention(q.data(), values[0].data(), values[1].data(), p.q_len, length, static_cast<int>(group), 1, l.head_dim, {},
-                      want.data(), nullptr);
-  double error = 0, norm = 0;
-  for (std::size_t i = 0; i < want.size(); ++i) {
-    error += (static_cast<double>(got[i]) - want[i]) * (static_cast<double>(got[i]) - want[i]);
-    norm += want[i] * want[i];
-  }
-  return std::sqrt(error / norm);
-}
-
 Timing time_baseline(const ProfileShape& s, const ProfileSizes& z, const ProfileOptions& options, const DeviceInfo& device, bool fp8) {
   const std::size_t bytes = z.fp16_bytes / (fp8 ? 2 : 1) / 2;  // of K or V
   const int caches = fp8 ? z.fp8_caches : z.fp16_caches;
@@ -292,8 +132,8 @@ Timing time_baseline(const ProfileShape& s, const ProfileSizes& z, const Profile
 
 void profile_decode(const ProfileShape& s, const ProfileOptions& options, const DeviceInfo& device, const ProfileSizes& z,
                     ProfileResult& result) {
-  const LayerCalibration calibration = made_up_calibration(s);
-  const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &calibration);
+  const ProfileSource source(s, options);
+  const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &source.calibration());
   const PageLayout layout = profile_layout(s);
   {
     std::vector<BufferPtr> memory, tables;
@@ -301,7 +141,7 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
     for (int i = 0; i < z.caches; ++i) {
       memory.push_back(std::make_unique<Buffer>(z.cache_bytes));
       if (i == 0) {
-        fill_cache(codec, {layout, memory[0]->as<std::uint8_t>(), z.pages}, options.seed);
+        source.fill_cache(codec, {layout, memory[0]->as<std::uint8_t>(), z.pages}, options.seed);
       } else {
         check(cudaMemcpy(memory.back()->as<void>(), memory[0]->as<void>(), z.cache_bytes, cudaMemcpyDeviceToDevice), kWhere);
       }
@@ -312,13 +152,7 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
     }
     const BufferPtr lengths = Buffer::of(z.lengths);
     const std::size_t q_elements = static_cast<std::size_t>(s.batch * s.q_len) * static_cast<std::size_t>(s.num_q_heads * s.head_dim);
-    std::vector<float> q_values(q_elements);
-    std::mt19937 random(static_cast<unsigned>(options.seed));
-    std::normal_distribution<float> normal;
-    for (float& f : q_values) f = normal(random);
-    std::vector<std::uint16_t> q_bits(q_elements);
-    from_float(q_values.data(), q_elements, s.dtype, q_bits.data());
-    const BufferPtr q = Buffer::of(q_bits);
+    const BufferPtr q = Buffer::of(source.queries(static_cast<std::int64_t>(s.batch) * s.q_len, options.seed));
     const Buffer out(q_elements * 2);
     const std::size_t exact_rows =
         static_cast<std::size_t>(s.batch * s.num_kv_heads) * static_cast<std::size_t>(s.spec.sinks + s.spec.window);
@@ -343,6 +177,7 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
     p.seq_lens = lengths->as<std::int32_t>();
     p.max_seq_len = z.longest;
     p.general_path = s.general_path;
+    p.splits = s.splits;
     p.q_rotated = p.out_rotated = !s.rotate;
     p.workspace_bytes = decode_workspace_bytes(codec, p);
     const Buffer workspace(p.workspace_bytes);
@@ -352,7 +187,7 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
     if (options.check && s.rotate && !(s.rope && exact_rows > 0)) {
       decode(codec, p, nullptr);
       check(cudaDeviceSynchronize(), kWhere);
-      result.relative_error = check_decode(codec, p, first_table, z.lengths[0], calibration);
+      result.relative_error = check_decode(codec, p, first_table, z.lengths[0], source.calibration());
     }
     result.time = time_graph(z.caches, options.samples, [&](int i, cudaStream_t stream) {
       DecodeParams call = p;
@@ -378,8 +213,8 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
 
 /// One token a sequence, to the slot after its context.
 void profile_store(const ProfileShape& s, const ProfileOptions& options, const ProfileSizes& z, ProfileResult& result) {
-  const LayerCalibration calibration = made_up_calibration(s);
-  const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &calibration);
+  const ProfileSource source(s, options);
+  const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &source.calibration());
   const PageLayout layout = profile_layout(s);
   std::vector<BufferPtr> memory, mappings;
   for (int i = 0; i < z.caches; ++i) {
@@ -394,8 +229,8 @@ void profile_store(const ProfileShape& s, const ProfileOptions& options, const P
   const std::int64_t n = static_cast<std::int64_t>(s.batch) * s.q_len;
   const std::size_t elements = static_cast<std::size_t>(n * s.num_kv_heads * s.head_dim);
   const Buffer k(elements * 2), v(elements * 2);
-  fill_gaussian(k.as<std::uint16_t>(), static_cast<std::int64_t>(elements), 1, nullptr);
-  fill_gaussian(v.as<std::uint16_t>(), static_cast<std::int64_t>(elements), 2, nullptr);
+  source.keys_or_values(codec, Side::K, k.as<std::uint16_t>(), 0, n, 1);
+  source.keys_or_values(codec, Side::V, v.as<std::uint16_t>(), 0, n, 2);
   check(cudaDeviceSynchronize(), kWhere);
   result.time = time_graph(z.caches, options.samples, [&](int i, cudaStream_t stream) {
     StoreParams p;
@@ -413,8 +248,8 @@ void profile_store(const ProfileShape& s, const ProfileOptions& options, const P
 
 /// K only: fp16 rows to planes (Encode) or planes to fp16 rows (Dequant; in rotated space unless `rotate`).
 void profile_planes(const ProfileShape& s, const ProfileOptions& options, const ProfileSizes& z, ProfileResult& result) {
-  const LayerCalibration calibration = made_up_calibration(s);
-  const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &calibration);
+  const ProfileSource source(s, options);
+  const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &source.calibration());
   const Codec& host = codec.host(Side::K);
   const std::int64_t n = z.tokens;
   const std::size_t rows = static_cast<std::size_t>(n * s.num_kv_heads), elements = rows * static_cast<std::size_t>(s.head_dim);
@@ -443,8 +278,7 @@ void profile_planes(const ProfileShape& s, const ProfileOptions& options, const 
                     std::make_unique<Buffer>(rows * 4), std::make_unique<Buffer>(host.has_zero() ? rows * 4 : 0),
                     std::make_unique<Buffer>(host.has_signs() ? elements / 8 : 0),
                     std::make_unique<Buffer>(host.has_signs() ? rows * 4 : 0)});
-    fill_gaussian(sets.back().x->as<std::uint16_t>(), static_cast<std::int64_t>(elements), options.seed + static_cast<std::uint64_t>(i),
-                  nullptr);
+    source.keys_or_values(codec, Side::K, sets.back().x->as<std::uint16_t>(), 0, n, options.seed + static_cast<std::uint64_t>(i));
     run_encode(sets.back(), nullptr);
   }
   check(cudaDeviceSynchronize(), kWhere);
@@ -467,6 +301,68 @@ void profile_planes(const ProfileShape& s, const ProfileOptions& options, const 
   result.path = s.op == ProfileOp::Encode ? "encode" : "dequant";
   result.bytes = static_cast<double>(rows) *
                  (2.0 * s.head_dim + static_cast<double>(host.code_bytes()) + 4.0 * host.has_scale() + 4.0 * host.has_zero());
+}
+
+/// Queries of every token of every sequence over their compressed keys and values, causal.
+void profile_prefill(const ProfileShape& s, const ProfileOptions& options, const ProfileSizes& z, ProfileResult& result) {
+  const ProfileSource source(s, options);
+  const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &source.calibration());
+  const std::int64_t n = z.tokens;
+  const std::size_t rows = static_cast<std::size_t>(n * s.num_kv_heads), dim = static_cast<std::size_t>(s.head_dim);
+  std::vector<std::int32_t> ends{0};
+  std::vector<std::int64_t> positions;
+  for (const std::int32_t length : z.lengths) {
+    ends.push_back(ends.back() + length);
+    for (std::int64_t i = 0; i < length; ++i) positions.push_back(i);
+  }
+  const BufferPtr cu = Buffer::of(ends), device_positions = Buffer::of(positions);
+  std::vector<BufferPtr> memory;
+  const auto take = [&](std::size_t bytes) { return memory.emplace_back(std::make_unique<Buffer>(bytes))->as<void>(); };
+  PrefillParams p;
+  double plane_bytes = 0;
+  {
+    const Buffer x(rows * dim * 2);
+    for (const Side side : {Side::K, Side::V}) {
+      const Codec& host = codec.host(side);
+      EncodeParams e;
+      e.out.codes = static_cast<std::uint8_t*>(take(rows * host.code_bytes()));
+      e.out.scale = static_cast<float*>(take(rows * 4));
+      e.out.zero = host.has_zero() ? static_cast<float*>(take(rows * 4)) : nullptr;
+      e.out.signs = host.has_signs() ? static_cast<std::uint8_t*>(take(rows * dim / 8)) : nullptr;
+      e.out.residual_norm = host.has_signs() ? static_cast<float*>(take(rows * 4)) : nullptr;
+      source.keys_or_values(codec, side, x.as<std::uint16_t>(), 0, n, options.seed + (side == Side::K ? 0 : 1));
+      e.x = x.as<void>();
+      e.n = n;
+      e.heads = s.num_kv_heads;
+      e.positions = device_positions->as<std::int64_t>();
+      encode(codec, side, e, nullptr);
+      check(cudaDeviceSynchronize(), kWhere);
+      (side == Side::K ? p.k_planes : p.v_planes) = {e.out.codes, e.out.scale, e.out.zero, e.out.signs, e.out.residual_norm};
+      plane_bytes += static_cast<double>(rows) * static_cast<double>(host.code_bytes() + 4 * host.has_scale() + 4 * host.has_zero());
+    }
+  }
+  const std::vector<std::uint16_t> queries = source.queries(n, options.seed);
+  const BufferPtr q = Buffer::of(queries);
+  const Buffer out(queries.size() * 2);
+  p.q = q->as<void>();
+  p.dtype = s.dtype;
+  p.out = out.as<void>();
+  p.num_seqs = s.batch;
+  p.cu_q = p.cu_k = cu->as<std::int32_t>();
+  p.max_q_len = static_cast<int>(z.longest);
+  p.max_kv_len = z.longest;
+  p.num_q_heads = s.num_q_heads;
+  p.workspace_bytes = prefill_workspace_bytes(codec, p);
+  p.workspace = take(p.workspace_bytes);
+  if (options.check) {
+    prefill(codec, p, nullptr);
+    check(cudaDeviceSynchronize(), kWhere);
+    result.relative_error = check_prefill(codec, p, z.lengths[0], source.calibration());
+  }
+  result.time = time_graph(z.caches, options.samples, [&](int, cudaStream_t stream) { prefill(codec, p, stream); });
+  result.path = "prefill";
+  result.bytes = plane_bytes + 2.0 * static_cast<double>(queries.size()) * 2.0;
+  for (const std::int32_t length : z.lengths) result.flops += 2.0 * length * (length + 1.0) * s.num_q_heads * s.head_dim;
 }
 
 }  // namespace
@@ -495,11 +391,34 @@ ProfileResult profile(const ProfileShape& shape, const ProfileOptions& options) 
       case ProfileOp::Store: profile_store(shape, options, z, result); break;
       case ProfileOp::Encode:
       case ProfileOp::Dequant: profile_planes(shape, options, z, result); break;
+      case ProfileOp::Prefill: profile_prefill(shape, options, z, result); break;
     }
   } catch (const Error& error) {
     if (error.code() != ErrorCode::Unsupported) throw;
     result.skipped = error.what();
   }
+  return result;
+}
+
+TuneResult tune(const ProfileShape& shape, const ProfileOptions& options) {
+  ProfileOptions quick = options;
+  quick.baselines = quick.check = false;
+  ProfileShape one = shape;
+  one.splits = 0;
+  TuneResult result;
+  const ProfileResult rule = profile(one, quick);
+  result.path = rule.path;
+  result.skipped = rule.skipped;
+  if (!rule.skipped.empty()) return result;
+  result.rule_seconds = result.best_seconds = rule.time.median;
+  for (const LaunchChoice& choice : tune_candidates(shape, rule.path)) {
+    one.splits = choice.splits;
+    const double seconds = profile(one, quick).time.median;
+    result.tried.push_back({choice, seconds});
+    if (seconds < result.best_seconds) result.best = choice, result.best_seconds = seconds;
+  }
+  // The rule stays where nothing is clearly better: the spread of a median is about a percent.
+  if (result.best_seconds > 0.98 * result.rule_seconds) result.best = {}, result.best_seconds = result.rule_seconds;
   return result;
 }
 

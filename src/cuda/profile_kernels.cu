@@ -28,6 +28,12 @@ __global__ void gaussian_kernel(__half2* to, std::int64_t pairs, std::uint64_t s
   }
 }
 
+__global__ void add_rows_kernel(__half* to, std::int64_t count, const float* rows, std::int64_t period) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step)
+    to[i] = __float2half_rn(__half2float(to[i]) + rows[i % period]);
+}
+
 __global__ void e4m3_kernel(std::uint8_t* to, std::int64_t count, std::uint64_t seed) {
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
@@ -60,6 +66,9 @@ __global__ void empty_kernel() {}
 
 void fill_gaussian(std::uint16_t* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream) {
   launch_kernel("fill_gaussian", {2048, 256, 0, stream}, gaussian_kernel, reinterpret_cast<__half2*>(to), count / 2, seed);
+}
+void add_rows(std::uint16_t* to, std::int64_t count, const float* rows, std::int64_t period, cudaStream_t stream) {
+  launch_kernel("add_rows", {2048, 256, 0, stream}, add_rows_kernel, reinterpret_cast<__half*>(to), count, rows, period);
 }
 void fill_e4m3(std::uint8_t* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream) {
   launch_kernel("fill_e4m3", {2048, 256, 0, stream}, e4m3_kernel, to, count, seed);

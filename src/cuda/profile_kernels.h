@@ -9,6 +9,8 @@ namespace tq4::gpu {
 
 /// Gaussian fp16 numbers of deviation 1, from a counter.
 void fill_gaussian(std::uint16_t* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream);
+/// to[i] += rows[i % period] (fp16, fp32).
+void add_rows(std::uint16_t* to, std::int64_t count, const float* rows, std::int64_t period, cudaStream_t stream);
 /// Random finite E4M3 bytes.
 void fill_e4m3(std::uint8_t* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream);
 /// Reads `bytes` (a multiple of 16) and writes nothing that depends on them but by chance.

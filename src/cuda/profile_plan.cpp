@@ -51,12 +51,19 @@ ProfileSizes profile_sizes(const ProfileShape& s, const ProfileOptions& options,
   } else {
     z.cache_bytes = static_cast<std::size_t>(z.tokens) * elements * 3;  // fp16 and codes
   }
+  if (s.op ==
+      ProfileOp::Prefill) {  // planes of both sides (fp16 at most), the workspace's fp16, one side being encoded; queries and output
+    z.cache_bytes = static_cast<std::size_t>(z.tokens) * (elements * 12 + static_cast<std::size_t>(s.num_q_heads * s.head_dim) * 4);
+    z.caches = 1;  // it computes; what it reads first is not what it waits for
+    return z;
+  }
   // Store writes a step's tokens only: what a step touches is small, 64 caches make it cold.
   z.caches = s.op == ProfileOp::Store ? 64 : cache_count(z.cache_bytes, device);
   if (s.op == ProfileOp::Store)
     z.caches = static_cast<int>(std::clamp<std::size_t>((std::size_t{8} << 30) / std::max<std::size_t>(z.cache_bytes, 1), 1, 64));
   z.fp16_caches = cache_count(z.fp16_bytes, device);
   z.fp8_caches = cache_count(z.fp16_bytes / 2, device);
+  if (!options.cold) z.caches = z.fp16_caches = z.fp8_caches = 1;
   return z;
 }
 

@@ -25,6 +25,7 @@ struct DeviceInfo {
   std::string name;
   int sm_count = 0, compute_major = 0, compute_minor = 0;
   std::size_t l2_bytes = 0, memory_bytes = 0, shared_bytes_per_block = 0;
+  int driver_version = 0;  ///< newest CUDA that the driver serves, e.g. 13000
 };
 DeviceInfo device_info(int device);  ///< throws NoDevice
 
@@ -187,6 +188,7 @@ struct DecodeParams {
   bool out_rotated = false;             ///< leave the output in V's rotated space (no inverse, no centre)
   ExactPart exact;
   bool general_path = false;  ///< do not take the fused kernel where it would serve
+  int splits = 0;             ///< general path: parts that the context is cut into, clamped to what it can have; 0 = by rule (tq4/tune.h)
   void* workspace = nullptr;  ///< zeroed once by the caller when allocated; the kernel leaves it as it needs it
   std::size_t workspace_bytes = 0;
 };

@@ -1,5 +1,5 @@
 // Timing of the GPU operations the way they are used: cold second-level cache (a cycle through many caches, as the layers of a model are), one
-// CUDA graph, permuted pages, random data stored by our own store. `tq4 profile` prints what these functions return.
+// CUDA graph, permuted pages, random or given data stored by our own store. `tq4 profile` prints what these functions return.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace tq4::gpu {
 
-enum class ProfileOp : std::uint8_t { Decode, Store, Encode, Dequant };
+enum class ProfileOp : std::uint8_t { Decode, Store, Encode, Dequant, Prefill };
 
 /// One point of a sweep.
 struct ProfileShape {
@@ -19,7 +19,7 @@ struct ProfileShape {
   LayoutKind layout = LayoutKind::Native;
   bool padded = false;  ///< turboquant-vllm's padded rows
   int num_q_heads = 32, num_kv_heads = 8, head_dim = 128, block_size = 16, q_len = 1;
-  int batch = 1;            ///< sequences; Encode and Dequant: with ctx tokens each
+  int batch = 1;            ///< sequences; Encode, Dequant and Prefill: with ctx tokens each
   std::int64_t ctx = 8192;  ///< tokens a sequence holds (Store: before the step)
   bool ragged = false;      ///< lengths log-uniform in [100, ctx] instead of ctx
   DType dtype = DType::F16;
@@ -27,12 +27,22 @@ struct ProfileShape {
   bool rope = false;          ///< keys centred before RoPE
   bool general_path = false;  ///< not the fused kernel
   bool rotate = true;         ///< the rotation of query and output is part of the call
+  int splits = 0;             ///< DecodeParams::splits
+};
+/// Keys, values and queries of one layer, fp16, instead of random numbers. A point that needs more tokens takes them again from the first on.
+struct ProfileData {
+  std::int64_t tokens = 0, q_tokens = 0;
+  std::vector<std::uint16_t> k, v;                ///< [tokens, num_kv_heads, head_dim]
+  std::vector<std::uint16_t> q;                   ///< [q_tokens, num_q_heads, head_dim]; empty: random queries
+  const LayerCalibration* calibration = nullptr;  ///< of that layer; null: none (or made up, ProfileShape::calibrated)
 };
 struct ProfileOptions {
   int samples = 30;       ///< graph launches, each one sample
   bool baselines = true;  ///< fp16 and fp8 paged decode of the same shape (Decode only)
-  bool check = true;      ///< error against the CPU reference on one sequence and kv head (Decode only)
+  bool check = true;      ///< error against the CPU reference on one sequence and kv head (Decode; Prefill: its last query)
   std::uint64_t seed = 1;
+  bool cold = true;                   ///< cycle through caches that the second-level cache cannot hold; else one cache again and again
+  const ProfileData* data = nullptr;  ///< of the shape's heads and head_dim
 };
 /// Seconds of one call.
 struct Timing {
@@ -42,7 +52,8 @@ struct Timing {
 struct ProfileResult {
   Timing time;
   Timing fp16, fp8;            ///< baselines; median 0 = not run
-  double bytes = 0;            ///< that must be read (Store, Encode, Dequant: read and written)
+  double bytes = 0;            ///< that must be read (Store, Encode, Dequant, Prefill: read and written)
+  double flops = 0;            ///< Prefill: of the two products, a multiply-add being two
   std::string path;            ///< decode_path()
   double relative_error = -1;  ///< -1 = not checked
   int caches = 0;              ///< the cycle's length

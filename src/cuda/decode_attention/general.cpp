@@ -17,8 +17,9 @@ bool has_exact(const DecodeParams& p) { return p.exact.sinks > 0 || p.exact.wind
 std::size_t align(std::size_t n) { return (n + 255) / 256 * 256; }
 
 /// The smallest number of splits whose blocks fill at least 90% of the waves they take (else the fullest); at least 128 tokens a split.
-int split_count(std::int64_t blocks, std::int64_t slots, std::int64_t longest) {
+int split_count(std::int64_t blocks, std::int64_t slots, std::int64_t longest, int wanted) {
   const std::int64_t most = std::clamp<std::int64_t>(longest / 128, 1, kMaxSplits);
+  if (wanted > 0) return static_cast<int>(std::min<std::int64_t>(wanted, most));
   int best = 1;
   double best_fill = 0;
   for (int s = 1; s <= most; ++s) {
@@ -42,7 +43,7 @@ GeneralPlan general_plan(const DeviceCodec& codec, const DecodeParams& p) {
   std::int64_t longest = std::max<std::int64_t>(p.max_seq_len, 1);
   if (p.window > 0) longest = std::min<std::int64_t>(longest, static_cast<std::int64_t>(p.window) + p.q_len);
   const std::int64_t blocks = std::max<std::int64_t>(p.num_seqs, 1) * heads * plan.row_tiles * plan.v_chunks;
-  plan.splits = split_count(blocks, static_cast<std::int64_t>(codec.device().sm_count) * (plan.v_chunk <= 128 ? 4 : 2), longest);
+  plan.splits = split_count(blocks, static_cast<std::int64_t>(codec.device().sm_count) * (plan.v_chunk <= 128 ? 4 : 2), longest, p.splits);
   plan.parts = plan.splits + (has_exact(p) ? 1 : 0);
   std::size_t at = 0;
   const auto take = [&](std::size_t& offset, std::size_t bytes) {

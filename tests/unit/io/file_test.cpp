@@ -33,8 +33,14 @@ TEST(InputFile, ReadOnceGivesTheBytesOfTheFile) {
   test::write_file(path, bytes);
   const std::size_t size = bytes.size();
   for (const bool cached : {false, true}) {
-    for (const auto& [offset, count] : std::vector<std::pair<std::size_t, std::size_t>>{
-             {0, size}, {1, size - 1}, {4096, 1 << 20}, {4095, (2 << 20) + 2}, {size - 300001, 300001}, {777, 262144}, {5, 10}, {size, 0}}) {
+    for (const auto& [offset, count] : std::vector<std::pair<std::size_t, std::size_t>>{{0, size},
+                                                                                        {1, size - 1},
+                                                                                        {4096, 1 << 20},
+                                                                                        {4095, (2 << 20) + 2},
+                                                                                        {size - 300001, 300001},
+                                                                                        {777, 262144},
+                                                                                        {5, 10},
+                                                                                        {size, 0}}) {
       if (!cached) evict(path);
       const io::InputFile file(path, true);
       std::string read(count, 'x');
