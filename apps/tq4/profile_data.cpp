@@ -27,8 +27,8 @@ std::vector<std::uint16_t> tokens_first(Dump& dump, std::size_t index, Tensor te
       const std::uint16_t half = float_to_half(x[i]);
       if ((half & 0x7C00u) == 0x7C00u)
         throw Error(ErrorCode::BadInput,
-                    fmt::format("layer {} head {} token {} holds {}, which fp16 (what is profiled) cannot", dump.info().layers[index].layer, head,
-                                i / static_cast<std::size_t>(dim), x[i]),
+                    fmt::format("layer {} head {} token {} holds {}, which fp16 (what is profiled) cannot", dump.info().layers[index].layer,
+                                head, i / static_cast<std::size_t>(dim), x[i]),
                     dump.info().path);
       const std::size_t token = i / static_cast<std::size_t>(dim), j = i % static_cast<std::size_t>(dim);
       out[(token * static_cast<std::size_t>(heads) + static_cast<std::size_t>(head)) * static_cast<std::size_t>(dim) + j] = half;

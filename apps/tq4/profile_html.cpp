@@ -49,7 +49,8 @@ struct Line {
 
 /// What a picture's points have in common.
 std::string group_of(const nlohmann::json& p) {
-  std::string name = fmt::format("heads {}, head_dim {}, batch {}", p.at("heads").get<std::string>(), p.at("head_dim").get<int>(), p.at("batch").get<int>());
+  std::string name = fmt::format("heads {}, head_dim {}, batch {}", p.at("heads").get<std::string>(), p.at("head_dim").get<int>(),
+                                 p.at("batch").get<int>());
   if (p.at("q_len").get<int>() != 1) name += fmt::format(", q_len {}", p.at("q_len").get<int>());
   return name + fmt::format(", {} pages of {}", p.at("layout").get<std::string>(), p.at("block_size").get<int>());
 }
@@ -73,7 +74,8 @@ std::vector<Line> lines_of(const std::vector<const nlohmann::json*>& points) {
     std::map<double, double> base;  // the same for every codec: the last measured stands
     for (const nlohmann::json* p : points)
       if (p->contains(key)) base[p->at("ctx").get<double>()] = p->at(key).get<double>() * 1e6;
-    if (!base.empty()) line(std::string("uncompressed ") + name, fmt::format("class=\"base {}\"", name)).points.assign(base.begin(), base.end());
+    if (!base.empty())
+      line(std::string("uncompressed ") + name, fmt::format("class=\"base {}\"", name)).points.assign(base.begin(), base.end());
   }
   for (Line& l : lines) std::sort(l.points.begin(), l.points.end());
   return lines;
@@ -96,7 +98,8 @@ std::string picture(const std::vector<Line>& lines) {
   std::string svg = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"time against context length\">", kWidth, kHeight);
   for (const double c : contexts) {
     svg += fmt::format("<line class=\"grid\" x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1}\" y2=\"{2}\"/>", px(c), kTop, kHeight - kBottom);
-    svg += fmt::format("<text class=\"tick\" x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{}</text>", px(c), kHeight - kBottom + 18, tokens(c));
+    svg += fmt::format("<text class=\"tick\" x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{}</text>", px(c), kHeight - kBottom + 18,
+                       tokens(c));
   }
   for (double decade = std::pow(10.0, std::floor(std::log10(y0))); decade <= y1; decade *= 10) {
     for (const double step : {1.0, 2.0, 5.0}) {
@@ -106,9 +109,11 @@ std::string picture(const std::vector<Line>& lines) {
       svg += fmt::format("<text class=\"tick\" x=\"{}\" y=\"{:.1f}\" text-anchor=\"end\">{:g}</text>", kLeft - 8, py(y) + 4, y);
     }
   }
-  svg += fmt::format("<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">tokens a sequence holds</text>", (kLeft + kWidth - kRight) / 2, kHeight - 6);
-  svg += fmt::format("<text class=\"tick\" x=\"14\" y=\"{}\" transform=\"rotate(-90 14 {})\" text-anchor=\"middle\">microseconds a call</text>", kHeight / 2,
-                     kHeight / 2);
+  svg += fmt::format("<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">tokens a sequence holds</text>",
+                     (kLeft + kWidth - kRight) / 2, kHeight - 6);
+  svg += fmt::format(
+      "<text class=\"tick\" x=\"14\" y=\"{}\" transform=\"rotate(-90 14 {})\" text-anchor=\"middle\">microseconds a call</text>",
+      kHeight / 2, kHeight / 2);
   // Names at the lines' ends, pushed apart.
   std::vector<std::pair<double, const Line*>> ends;
   for (const Line& l : lines) {
@@ -138,29 +143,34 @@ std::string profile_page(const nlohmann::json& result) {
   for (const nlohmann::json& p : result.at("points")) {
     const std::string name = group_of(p);
     if (p.contains("skipped")) {
-      skipped += fmt::format("<p>skipped: {} {} ctx {}: {}</p>", escape(p.at("codec").get<std::string>()), escape(name), p.at("ctx").get<std::int64_t>(),
-                             escape(p.at("skipped").get<std::string>()));
+      skipped += fmt::format("<p>skipped: {} {} ctx {}: {}</p>", escape(p.at("codec").get<std::string>()), escape(name),
+                             p.at("ctx").get<std::int64_t>(), escape(p.at("skipped").get<std::string>()));
       continue;
     }
     const auto found = std::find_if(groups.begin(), groups.end(), [&](const auto& g) { return g.first == name; });
     (found == groups.end() ? groups.emplace_back(name, std::vector<const nlohmann::json*>{}) : *found).second.push_back(&p);
   }
-  std::string page = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">";
+  std::string page =
+      "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">";
   page += fmt::format("<title>tq4 profile</title><style>{}</style></head><body><main>", kStyle);
-  page += fmt::format("<h1>tq4 profile: {}</h1><p>{}, reads {:.0f} GB/s, an empty kernel takes {:.2f} us. Cold caches, one CUDA graph, medians.{}</p>",
-                      escape(result.at("op").get<std::string>()), escape(result.at("device").get<std::string>()),
-                      result.at("ceiling_bytes_per_second").get<double>() * 1e-9, result.at("launch_seconds").get<double>() * 1e6,
-                      result.contains("dump") ? " Data: " + escape(result.at("dump").get<std::string>()) : "");
+  page += fmt::format(
+      "<h1>tq4 profile: {}</h1><p>{}, reads {:.0f} GB/s, an empty kernel takes {:.2f} us. Cold caches, one CUDA graph, medians.{}</p>",
+      escape(result.at("op").get<std::string>()), escape(result.at("device").get<std::string>()),
+      result.at("ceiling_bytes_per_second").get<double>() * 1e-9, result.at("launch_seconds").get<double>() * 1e6,
+      result.contains("dump") ? " Data: " + escape(result.at("dump").get<std::string>()) : "");
   for (const auto& [name, points] : groups) {
-    page += fmt::format("<h2>{}</h2><div class=\"card\">{}</div><div class=\"card\"><table><tr><th>codec</th><th>ctx</th><th>us</th><th>GB/s</th><th>fp16 us</th>"
-                        "<th>fp8 us</th><th>error</th><th>path</th></tr>",
-                        escape(name), picture(lines_of(points)));
+    page += fmt::format(
+        "<h2>{}</h2><div class=\"card\">{}</div><div class=\"card\"><table><tr><th>codec</th><th>ctx</th><th>us</th><th>GB/s</th><th>fp16 "
+        "us</th>"
+        "<th>fp8 us</th><th>error</th><th>path</th></tr>",
+        escape(name), picture(lines_of(points)));
     for (const nlohmann::json* p : points) {
       const double seconds = p->at("seconds").get<double>();
       page += fmt::format("<tr><td>{}</td><td>{}</td><td>{:.1f}</td><td>{:.0f}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
                           escape(p->at("codec").get<std::string>()), p->at("ctx").get<std::int64_t>(), seconds * 1e6,
-                          p->at("bytes").get<double>() / seconds * 1e-9, cell(*p, "fp16_seconds", 1e6, "{:.1f}"), cell(*p, "fp8_seconds", 1e6, "{:.1f}"),
-                          cell(*p, "relative_error", 1, "{:.1e}"), escape(p->at("path").get<std::string>()));
+                          p->at("bytes").get<double>() / seconds * 1e-9, cell(*p, "fp16_seconds", 1e6, "{:.1f}"),
+                          cell(*p, "fp8_seconds", 1e6, "{:.1f}"), cell(*p, "relative_error", 1, "{:.1e}"),
+                          escape(p->at("path").get<std::string>()));
     }
     page += "</table></div>";
   }

@@ -22,7 +22,8 @@ double relative_error(const std::vector<float>& got, const std::vector<double>& 
 }
 
 /// Head 0 of planes [n, heads] on the device, decoded by the host's codec to [n, D].
-std::vector<float> decode_head(const DeviceCodec& codec, Side side, const EncodedIn& in, std::int64_t n, const LayerCalibration& calibration) {
+std::vector<float> decode_head(const DeviceCodec& codec, Side side, const EncodedIn& in, std::int64_t n,
+                               const LayerCalibration& calibration) {
   const Codec& host = codec.host(side);
   const std::size_t rows = static_cast<std::size_t>(n), heads = static_cast<std::size_t>(codec.num_kv_heads());
   const auto pick = [&](const auto* from, std::size_t width) {
@@ -38,12 +39,14 @@ std::vector<float> decode_head(const DeviceCodec& codec, Side side, const Encode
     return own;
   };
   const auto codes = pick(in.codes, host.code_bytes());
-  const auto scale = pick(in.scale, host.has_scale()), zero = pick(in.zero, host.has_zero()), norm = pick(in.residual_norm, host.has_signs());
+  const auto scale = pick(in.scale, host.has_scale()), zero = pick(in.zero, host.has_zero()),
+             norm = pick(in.residual_norm, host.has_signs());
   const auto signs = pick(in.signs, host.has_signs() ? static_cast<std::size_t>(codec.head_dim()) / 8 : 0);
   std::vector<float> x(rows * static_cast<std::size_t>(codec.head_dim()));
   Exec exec;
   exec.threads = 0;
-  host.decode({codes.data(), scale.data(), zero.data(), signs.data(), norm.data()}, n, x.data(), head_transform(&calibration, side, 0, 0), exec);
+  host.decode({codes.data(), scale.data(), zero.data(), signs.data(), norm.data()}, n, x.data(), head_transform(&calibration, side, 0, 0),
+              exec);
   return x;
 }
 

@@ -68,7 +68,8 @@ void ProfileSource::keys_or_values(const DeviceCodec& codec, Side side, std::uin
   const auto* from = (side == Side::K ? k_ : v_)->as<std::uint16_t>();
   for (std::int64_t done = 0; done < n;) {
     const std::int64_t at = (first + done) % data_->tokens, here = std::min(n - done, data_->tokens - at);
-    check(cudaMemcpyAsync(to + done * row, from + at * row, static_cast<std::size_t>(here * row) * 2, cudaMemcpyDeviceToDevice, nullptr), kWhere);
+    check(cudaMemcpyAsync(to + done * row, from + at * row, static_cast<std::size_t>(here * row) * 2, cudaMemcpyDeviceToDevice, nullptr),
+          kWhere);
     done += here;
   }
 }

@@ -22,7 +22,9 @@ std::string environment(const char* name) {
 }
 
 std::string number(std::int64_t n) { return std::to_string(n); }
-std::int64_t up_to_power(std::int64_t n) { return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(n, 1)))); }
+std::int64_t up_to_power(std::int64_t n) {
+  return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(n, 1))));
+}
 
 /// Tabs and line ends separate fields.
 std::string field(std::string text) {
@@ -53,8 +55,8 @@ std::string tune_shape_key(const ProfileShape& s) {
   static constexpr const char* kOps[] = {"decode", "store", "encode", "dequant", "prefill"};
   std::string key = std::string(kOps[static_cast<std::size_t>(s.op)]) + " " + spec_name(s.spec) + " " + std::string(layout_name(s.layout));
   if (s.padded) key += " padded";
-  key += " heads " + number(s.num_q_heads) + "/" + number(s.num_kv_heads) + " dim " + number(s.head_dim) + " block " + number(s.block_size) +
-         " q " + number(s.q_len) + " batch " + number(up_to_power(s.batch)) + " ctx " + number(up_to_power(s.ctx));
+  key += " heads " + number(s.num_q_heads) + "/" + number(s.num_kv_heads) + " dim " + number(s.head_dim) + " block " +
+         number(s.block_size) + " q " + number(s.q_len) + " batch " + number(up_to_power(s.batch)) + " ctx " + number(up_to_power(s.ctx));
   if (s.ragged) key += " ragged";
   if (s.spec.sinks + s.spec.window > 0) key += " exact " + number(s.spec.sinks) + "+" + number(s.spec.window);
   return field(key);

@@ -32,10 +32,14 @@ TEST(ProfileData, IsTheDumpsLayerWithTokensFirst) {
 }
 
 TEST(ProfilePage, ShowsEveryGroupAndEscapesNames) {
-  nlohmann::json point{{"codec", "tq4<b>"}, {"layout", "native"}, {"heads", "32/8"},   {"head_dim", 128}, {"block_size", 16}, {"q_len", 1},
-                       {"batch", 1},        {"ctx", 1024},        {"seconds", 1.5e-5}, {"bytes", 1e6},    {"path", "general"}, {"fp16_seconds", 3e-5},
-                       {"relative_error", 6e-4}};
-  nlohmann::json result{{"op", "decode"}, {"device", "a & b"}, {"ceiling_bytes_per_second", 4e12}, {"launch_seconds", 1e-6}, {"points", nlohmann::json::array()}};
+  nlohmann::json point{{"codec", "tq4<b>"}, {"layout", "native"},   {"heads", "32/8"},       {"head_dim", 128},   {"block_size", 16},
+                       {"q_len", 1},        {"batch", 1},           {"ctx", 1024},           {"seconds", 1.5e-5}, {"bytes", 1e6},
+                       {"path", "general"}, {"fp16_seconds", 3e-5}, {"relative_error", 6e-4}};
+  nlohmann::json result{{"op", "decode"},
+                        {"device", "a & b"},
+                        {"ceiling_bytes_per_second", 4e12},
+                        {"launch_seconds", 1e-6},
+                        {"points", nlohmann::json::array()}};
   for (const int ctx : {4096, 1024, 2048}) {
     point["ctx"] = ctx;
     point["batch"] = 1;

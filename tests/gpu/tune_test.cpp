@@ -73,10 +73,11 @@ TEST(Tune, WinnersAreKeptByDeviceDriverAndShape) {
   EXPECT_FALSE(cache.find(device, shape_of(16384)));
   EXPECT_FALSE(cache.find(device_of("GPU\twith a tab", 12080), shape_of(8192)));
   EXPECT_FALSE(cache.find(device_of("another GPU", 13000), shape_of(8192)));
-  for (const auto change : {+[](ProfileShape& s) { s.num_q_heads = 64; }, +[](ProfileShape& s) { s.head_dim = 64; }, +[](ProfileShape& s) { s.q_len = 4; },
-                            +[](ProfileShape& s) { s.batch = 8; }, +[](ProfileShape& s) { s.block_size = 64; },
-                            +[](ProfileShape& s) { s.layout = LayoutKind::Vllm; }, +[](ProfileShape& s) { s.spec = spec_from_name("k4v3"); },
-                            +[](ProfileShape& s) { s.ragged = true; }, +[](ProfileShape& s) { s.spec.window = 64; }}) {
+  for (const auto change :
+       {+[](ProfileShape& s) { s.num_q_heads = 64; }, +[](ProfileShape& s) { s.head_dim = 64; }, +[](ProfileShape& s) { s.q_len = 4; },
+        +[](ProfileShape& s) { s.batch = 8; }, +[](ProfileShape& s) { s.block_size = 64; },
+        +[](ProfileShape& s) { s.layout = LayoutKind::Vllm; }, +[](ProfileShape& s) { s.spec = spec_from_name("k4v3"); },
+        +[](ProfileShape& s) { s.ragged = true; }, +[](ProfileShape& s) { s.spec.window = 64; }}) {
     ProfileShape other = shape_of(8192);
     change(other);
     EXPECT_FALSE(cache.find(device, other)) << tune_shape_key(other);
@@ -88,7 +89,12 @@ TEST(Tune, DamagedLinesAreLeftOut) {
   const std::string path = folder.path + "/tune.tsv";
   const DeviceInfo device = device_of("G", 13000);
   const std::string key = tune_device_key(device) + "\t" + tune_shape_key(shape_of(2048)) + "\t";
-  std::ofstream(path) << "nonsense\n\t\n" << key << "splits x\n" << key << "splits -3\n" << key << "splits 4 5\n" << key << "tiles 4\n" << key << "splits 7";
+  std::ofstream(path) << "nonsense\n\t\n"
+                      << key << "splits x\n"
+                      << key << "splits -3\n"
+                      << key << "splits 4 5\n"
+                      << key << "tiles 4\n"
+                      << key << "splits 7";
   const TuneCache cache = TuneCache::load(path);
   EXPECT_EQ(cache.size(), 1u);
   EXPECT_EQ(cache.find(device, shape_of(2048)), LaunchChoice{7});
