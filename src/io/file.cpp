@@ -38,9 +38,14 @@ std::size_t direct_alignment(int fd) {
 struct Free {
   void operator()(void* p) const { std::free(p); }
 };
-/// A buffer of a thread for direct reads, whose addresses have to be aligned. Null without memory.
+/// A buffer of a thread for direct reads, whose addresses have to be aligned; in huge pages, which the kernel pins faster. Null without memory.
 std::uint8_t* scratch() {
-  thread_local const std::unique_ptr<void, Free> buffer(std::aligned_alloc(kScratchAlign, kDirectPiece + 2 * kScratchAlign));
+  constexpr std::size_t kHuge = std::size_t{2} << 20, kBytes = (kDirectPiece + 2 * kScratchAlign + kHuge - 1) / kHuge * kHuge;
+  thread_local const std::unique_ptr<void, Free> buffer = [] {
+    std::unique_ptr<void, Free> made(std::aligned_alloc(kHuge, kBytes));
+    if (made != nullptr) (void)::madvise(made.get(), kBytes, MADV_HUGEPAGE);
+    return made;
+  }();
   return static_cast<std::uint8_t*>(buffer.get());
 }
 
