@@ -43,6 +43,7 @@ std::string decode_path(const DeviceCodec&, const DecodeParams&) { refuse(); }
 void decode(const DeviceCodec&, const DecodeParams&, Stream) { refuse(); }
 
 std::size_t prefill_workspace_bytes(const DeviceCodec&, const PrefillParams&) { refuse(); }
+std::string prefill_path(const DeviceCodec&, const PrefillParams&) { refuse(); }
 void prefill(const DeviceCodec&, const PrefillParams&, Stream) { refuse(); }
 std::size_t layer_step_workspace_bytes(const DeviceCodec&, const LayerStepParams&) { refuse(); }
 std::string layer_step_path(const DeviceCodec&, const LayerStepParams&) { refuse(); }

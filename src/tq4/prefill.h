@@ -2,7 +2,7 @@
 // stream-ordered, workspace from the caller, usable in a captured graph while lengths within the given bounds change.
 //
 // How it works: compressed tokens are decoded once to fp16 in the workspace (rotation, centre and all: original space), new fp16 tokens are
-// put behind them, and a FlashAttention kernel on tensor cores reads both. Decoding costs a few percent of the attention from about a
+// put behind them, and a FlashAttention kernel on tensor cores (on Hopper its own, of warpgroup products) reads both. Decoding costs a few percent of the attention from about a
 // thousand queries on; what it saves is decoding every tile again for each block of queries.
 #pragma once
 
@@ -43,11 +43,15 @@ struct PrefillParams {
   float soft_cap = 0;
   const float* alibi_slopes = nullptr;
   const float* sink_logits = nullptr;
-  void* workspace = nullptr;  ///< 16-byte aligned; contents do not matter
+  bool qk_int8 = false;       ///< logits from int8 queries and keys (Hopper, head_dim 128): an approximation, docs/gpu.md has its error
+  bool general_path = false;  ///< do not take the Hopper kernel where it would serve
+  void* workspace = nullptr;  ///< 256-byte aligned; contents do not matter
   std::size_t workspace_bytes = 0;
 };
-/// Bytes for fp16 K and V of num_seqs * max_kv_len tokens.
+/// Bytes for fp16 K and V of num_seqs * max_kv_len tokens (rounded up to tiles of 128), with qk_int8 also for int8 queries and keys.
 std::size_t prefill_workspace_bytes(const DeviceCodec& codec, const PrefillParams& params);
+/// The path a call takes: "hopper", "hopper-int8" or "general"; throws Unsupported with the reason when qk_int8 is asked for and not served.
+std::string prefill_path(const DeviceCodec& codec, const PrefillParams& params);
 /// Throws Unsupported: head_dim above 256; planes with centring before RoPE count positions from 0 a sequence.
 void prefill(const DeviceCodec& codec, const PrefillParams& params, Stream stream);
 

@@ -68,6 +68,8 @@ constexpr std::uint32_t kSharedEnd = 228 << 10;  ///< of an SM's shared memory
 using WarpWork = void (*)(void* const* operands);
 void meet(const char* what, std::uint32_t mask, void* operand, WarpWork work);
 void barrier();
+/// Barrier `id` of `threads` threads; a thread that does not wait is only counted.
+void named_barrier(int id, int threads, bool waits);
 
 /// Draws below n of the seed's stream.
 std::uint32_t draw(std::uint32_t n);

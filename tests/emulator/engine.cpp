@@ -26,7 +26,7 @@ struct Copy {
 };
 
 /// What a thread waits for.
-enum class State { Ready, Meeting, Barrier, Mbarrier, Done };
+enum class State { Ready, Meeting, Barrier, Named, Mbarrier, Done };
 
 struct Lane {
   Fiber fiber;
@@ -199,6 +199,24 @@ class Engine {
     }
   }
 
+  void named_barrier(int id, int threads, bool waits) {
+    if (id < 0 || id > 15) fail("named barrier " + std::to_string(id));
+    NamedBarrier& b = named_[id];
+    if (b.arrived > 0 && b.threads != threads)
+      fail("named barrier " + std::to_string(id) + " of " + std::to_string(threads) + " threads is under way with " +
+           std::to_string(b.threads));
+    b.threads = threads;
+    if (++b.arrived == threads) {
+      b.arrived = 0;
+      for (const auto& l : lanes_) {
+        if (l->state == State::Named && l->bar == static_cast<std::uint32_t>(id)) l->state = State::Ready;
+      }
+    } else if (waits) {
+      current_->bar = static_cast<std::uint32_t>(id);
+      wait(State::Named);
+    }
+  }
+
   // ---- Asynchronous copies ----
 
   void copy_async(const Copy& c) {
@@ -313,6 +331,7 @@ class Engine {
     std::memset(shared_base(), 0xff, kSharedEnd);
     warps_.assign((threads + 31) / 32, Warp{});
     bulk_.clear();
+    std::fill(std::begin(named_), std::end(named_), NamedBarrier{});
     error_ = nullptr;
     while (lanes_.size() > threads) lanes_.pop_back();
     for (unsigned t = 0; t < threads; ++t) {
@@ -395,6 +414,7 @@ class Engine {
       current_ = l.get();
       text += where(*l) + " waits at ";
       if (l->state == State::Barrier) text += "__syncthreads";
+      if (l->state == State::Named) text += "named barrier " + std::to_string(l->bar);
       if (l->state == State::Mbarrier) text += "mbarrier " + std::to_string(l->bar) + " parity " + std::to_string(l->parity);
       if (l->state == State::Meeting) {
         for (const Group& g : warps_[static_cast<std::size_t>(l->warp)].groups) {
@@ -414,6 +434,10 @@ class Engine {
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::vector<Warp> warps_;
   std::vector<Copy> bulk_;
+  struct NamedBarrier {
+    int arrived = 0, threads = 0;
+  };
+  NamedBarrier named_[16];
   Lane* current_ = nullptr;
   FiberPlace scheduler_;
   unsigned live_ = 0, at_barrier_ = 0;
@@ -452,6 +476,7 @@ std::uint8_t* shared_range(std::uint32_t address, std::size_t bytes, std::size_t
 std::uint32_t shared_address_of(const void* p) { return engine().address_of(p); }
 void meet(const char* what, std::uint32_t mask, void* operand, WarpWork work) { engine().meet(what, mask, operand, work); }
 void barrier() { engine().barrier(); }
+void named_barrier(int id, int threads, bool waits) { engine().named_barrier(id, threads, waits); }
 std::uint32_t draw(std::uint32_t n) { return engine().draw(n); }
 void copy_async(std::uint32_t to, const void* from, int bytes, int valid) { engine().copy_async({to, from, bytes, valid, 0}); }
 void copy_async_commit() { engine().copy_async_commit(); }

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "cuda/check.h"
-#include "cuda/prefill_attention/flash.h"
+#include "cuda/prefill_attention/hopper.h"
 
 namespace tq4::gpu {
 namespace {
@@ -14,10 +14,82 @@ constexpr const char* kWhere = "prefill";
 
 std::size_t align(std::size_t n) { return (n + 255) / 256 * 256; }
 
-/// Bytes of fp16 K (or V) of every sequence.
+/// Rows of a head in the workspace: whole tiles of the Hopper kernel.
+std::int64_t capacity(const PrefillParams& p) { return (p.max_kv_len + kTileKeys - 1) / kTileKeys * kTileKeys; }
+/// Rows of K (or V) of every sequence, and their bytes as fp16.
+std::size_t side_rows(const DeviceCodec& codec, const PrefillParams& p) {
+  return static_cast<std::size_t>(p.num_seqs) * static_cast<std::size_t>(capacity(p)) * static_cast<std::size_t>(codec.num_kv_heads());
+}
 std::size_t side_bytes(const DeviceCodec& codec, const PrefillParams& p) {
-  return align(static_cast<std::size_t>(p.num_seqs) * static_cast<std::size_t>(p.max_kv_len) *
-               static_cast<std::size_t>(codec.num_kv_heads() * codec.head_dim()) * 2);
+  return align(side_rows(codec, p) * static_cast<std::size_t>(codec.head_dim()) * 2);
+}
+/// Rows of queries there may be.
+std::size_t query_rows(const PrefillParams& p) {
+  return static_cast<std::size_t>(p.num_seqs) * static_cast<std::size_t>(p.max_q_len) * static_cast<std::size_t>(p.num_q_heads);
+}
+
+/// All but the keys and values.
+FlashArgs flash_args(const DeviceCodec& codec, const PrefillParams& p) {
+  const bool planes = p.k_planes.codes != nullptr, prefix = !planes && p.cache.data != nullptr && p.prefix_lens != nullptr;
+  FlashArgs f{};
+  f.q = p.q;
+  f.out = p.out;
+  f.lse = p.lse;
+  f.dtype = static_cast<int>(p.dtype);
+  f.capacity = capacity(p);
+  f.cu_q = p.cu_q;
+  f.cu_k = planes ? p.cu_k : nullptr;
+  f.prefix_lens = prefix ? p.prefix_lens : nullptr;
+  f.num_seqs = p.num_seqs;
+  f.max_q_len = p.max_q_len;
+  f.num_q_heads = p.num_q_heads;
+  f.num_kv_heads = codec.num_kv_heads();
+  f.head_dim = codec.head_dim();
+  f.causal = p.causal;
+  f.window = p.window;
+  f.sm_scale = p.sm_scale != 0 ? p.sm_scale : 1.0f / std::sqrt(static_cast<float>(codec.head_dim()));
+  f.soft_cap = p.soft_cap;
+  f.alibi_slopes = p.alibi_slopes;
+  f.sink_logits = p.sink_logits;
+  return f;
+}
+
+/// Whether the Hopper kernel serves the call; refuses int8 logits where it does not.
+bool takes_hopper(const DeviceCodec& codec, const PrefillParams& p) {
+  const char* lacks = p.general_path ? "general_path off" : hopper_flash_lacks(flash_args(codec, p), codec.device());
+  if (p.qk_int8 && lacks) refuse(std::string("qk_int8 needs ") + lacks, kWhere);
+  if (p.qk_int8 && codec.head_dim() != 128) refuse("qk_int8 needs head_dim 128", kWhere);
+  return lacks == nullptr;
+}
+
+/// K and V, then what int8 logits need: 4 parts after one another.
+struct Int8Parts {
+  std::size_t keys, key_scales, queries, query_scales;
+};
+Int8Parts int8_parts(const DeviceCodec& codec, const PrefillParams& p) {
+  return {align(side_rows(codec, p) * 128), align(side_rows(codec, p) * 4), align(query_rows(p) * 128), align(query_rows(p) * 4)};
+}
+
+void attend_on_hopper(const DeviceCodec& codec, const PrefillParams& p, const FlashArgs& flash, std::uint8_t* workspace,
+                      cudaStream_t stream) {
+  const std::size_t side = side_bytes(codec, p);
+  HopperFlashArgs h{};
+  h.flash = flash;
+  h.tiles.k = workspace;
+  h.tiles.v = workspace + side;
+  h.tiles.tiles = flash.capacity / kTileKeys;
+  launch_tile_rows(flash, h.tiles, stream);
+  if (p.qk_int8) {
+    const Int8Parts parts = int8_parts(codec, p);
+    std::uint8_t* at = workspace + 2 * side;
+    h.tiles.k8 = reinterpret_cast<std::int8_t*>(at);
+    h.tiles.k8_scale = reinterpret_cast<float*>(at += parts.keys);
+    h.tiles.q8 = reinterpret_cast<std::int8_t*>(at += parts.key_scales);
+    h.tiles.q8_scale = reinterpret_cast<float*>(at += parts.queries);
+    launch_quantize_queries(flash, h.tiles, stream);
+    launch_quantize_keys(flash, h.tiles, stream);
+  }
+  launch_hopper_flash(h, codec.device(), stream);
 }
 
 void check_params(const DeviceCodec& codec, const PrefillParams& p) {
@@ -33,7 +105,17 @@ void check_params(const DeviceCodec& codec, const PrefillParams& p) {
 
 }  // namespace
 
-std::size_t prefill_workspace_bytes(const DeviceCodec& codec, const PrefillParams& params) { return 2 * side_bytes(codec, params); }
+std::size_t prefill_workspace_bytes(const DeviceCodec& codec, const PrefillParams& params) {
+  const std::size_t sides = 2 * side_bytes(codec, params);
+  if (!params.qk_int8) return sides;
+  const Int8Parts parts = int8_parts(codec, params);
+  return sides + parts.keys + parts.key_scales + parts.queries + parts.query_scales;
+}
+
+std::string prefill_path(const DeviceCodec& codec, const PrefillParams& params) {
+  if (!takes_hopper(codec, params)) return "general";
+  return params.qk_int8 ? "hopper-int8" : "hopper";
+}
 
 void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
   check_params(codec, p);
@@ -41,14 +123,15 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
   require(p.q && p.out && p.cu_q, "q, out and cu_q must be given", kWhere);
   require(p.workspace && p.workspace_bytes >= prefill_workspace_bytes(codec, p), "the workspace is smaller than prefill_workspace_bytes()",
           kWhere);
+  const bool hopper = takes_hopper(codec, p);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   auto* k = static_cast<std::uint16_t*>(p.workspace);
   auto* v = reinterpret_cast<std::uint16_t*>(static_cast<std::uint8_t*>(p.workspace) + side_bytes(codec, p));
   const bool planes = p.k_planes.codes != nullptr;
   const bool prefix = !planes && p.cache.data != nullptr && p.prefix_lens != nullptr;
   if (planes) {
-    launch_unpack_planes(codec, Side::K, p.k_planes, p.high_nibble_first, p.cu_k, p.num_seqs, p.max_kv_len, k, p.max_kv_len, cuda_stream);
-    launch_unpack_planes(codec, Side::V, p.v_planes, p.high_nibble_first, p.cu_k, p.num_seqs, p.max_kv_len, v, p.max_kv_len, cuda_stream);
+    launch_unpack_planes(codec, Side::K, p.k_planes, p.high_nibble_first, p.cu_k, p.num_seqs, p.max_kv_len, k, capacity(p), cuda_stream);
+    launch_unpack_planes(codec, Side::V, p.v_planes, p.high_nibble_first, p.cu_k, p.num_seqs, p.max_kv_len, v, capacity(p), cuda_stream);
   } else {
     if (prefix) {
       DequantPagesParams d;
@@ -57,7 +140,7 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
       d.block_table_stride = p.block_table_stride;
       d.seq_lens = p.prefix_lens;
       d.num_seqs = p.num_seqs;
-      d.max_seq_len = p.max_kv_len;
+      d.max_seq_len = capacity(p);
       d.k_out = k;
       d.v_out = v;
       d.rotated = false;
@@ -75,7 +158,7 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
     a.v_head_stride = v_dense ? dim : p.v_head_stride;
     a.k_out = k;
     a.v_out = v;
-    a.capacity = p.max_kv_len;
+    a.capacity = capacity(p);
     a.cu_q = p.cu_q;
     a.prefix_lens = prefix ? p.prefix_lens : nullptr;
     a.num_seqs = p.num_seqs;
@@ -84,28 +167,13 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
     a.head_dim = codec.head_dim();
     launch_append(a, cuda_stream);
   }
-  FlashArgs f{};
-  f.q = p.q;
-  f.out = p.out;
-  f.lse = p.lse;
-  f.dtype = static_cast<int>(p.dtype);
+  FlashArgs f = flash_args(codec, p);
+  if (hopper) {
+    attend_on_hopper(codec, p, f, static_cast<std::uint8_t*>(p.workspace), cuda_stream);
+    return;
+  }
   f.k = k;
   f.v = v;
-  f.capacity = p.max_kv_len;
-  f.cu_q = p.cu_q;
-  f.cu_k = planes ? p.cu_k : nullptr;
-  f.prefix_lens = prefix ? p.prefix_lens : nullptr;
-  f.num_seqs = p.num_seqs;
-  f.max_q_len = p.max_q_len;
-  f.num_q_heads = p.num_q_heads;
-  f.num_kv_heads = codec.num_kv_heads();
-  f.head_dim = codec.head_dim();
-  f.causal = p.causal;
-  f.window = p.window;
-  f.sm_scale = p.sm_scale != 0 ? p.sm_scale : 1.0f / std::sqrt(static_cast<float>(codec.head_dim()));
-  f.soft_cap = p.soft_cap;
-  f.alibi_slopes = p.alibi_slopes;
-  f.sink_logits = p.sink_logits;
   launch_flash(f, codec.device(), cuda_stream);
 }
 
