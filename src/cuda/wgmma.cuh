@@ -22,6 +22,11 @@ __device__ __forceinline__ std::uint64_t wgmma_columns(std::uint32_t address, st
          std::uint64_t{1024 >> 4} << 32 | std::uint64_t{1} << 62;
 }
 
+/// The operand `bytes` (a multiple of 16) further on.
+__device__ __forceinline__ std::uint64_t wgmma_further(std::uint64_t operand, std::uint32_t bytes) {
+  return (operand & 0xffffffff00000000u) | (static_cast<std::uint32_t>(operand) + (bytes >> 4));  // the address field is the low 14 bits
+}
+
 /// Registers written before it are seen by the products after it.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

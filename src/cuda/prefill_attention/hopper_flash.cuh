@@ -155,18 +155,20 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
       if constexpr (Int8) scale[i] *= args.tiles.q8_scale[element(row) / HD];
       range[i] = {a.window > 0 ? position - a.window + 1 : 0, a.causal ? min(kv_len, position + 1) : kv_len};
     }
+    const std::uint64_t query_operand = wgmma_rows(query), key_operand = wgmma_rows(base + T::kKeys),
+                        value_operand = wgmma_columns(base + T::kValues, kTileKeys * 128);
     const auto multiply_keys = [&](Product(&products)[64], int stage) {
-      const std::uint32_t keys = base + T::kKeys + stage * T::kKeyBytes;
+      const std::uint64_t keys = wgmma_further(key_operand, static_cast<std::uint32_t>(stage * T::kKeyBytes));
 #pragma unroll
-      for (int k = 0; k < HD / (Int8 ? 32 : 16); ++k)
-        wgmma_rows_rows(products, wgmma_rows(query + (k >> 2) * 8192 + (k & 3) * 32),
-                        wgmma_rows(keys + (k >> 2) * (kTileKeys * 128) + (k & 3) * 32), k > 0);
+      for (std::uint32_t k = 0; k < HD / (Int8 ? 32 : 16); ++k)
+        wgmma_rows_rows(products, wgmma_further(query_operand, (k >> 2) * 8192 + (k & 3) * 32),
+                        wgmma_further(keys, (k >> 2) * (kTileKeys * 128) + (k & 3) * 32), k > 0);
       wgmma_commit();
     };
     const auto multiply_values = [&](int stage) {
-      const std::uint32_t values = base + T::kValues + stage * T::kValueBytes;
+      const std::uint64_t values = wgmma_further(value_operand, static_cast<std::uint32_t>(stage * T::kValueBytes));
 #pragma unroll
-      for (int k = 0; k < kTileKeys / 16; ++k) wgmma_registers_columns(out, weights[k], wgmma_columns(values + k * 2048, kTileKeys * 128));
+      for (std::uint32_t k = 0; k < kTileKeys / 16; ++k) wgmma_registers_columns(out, weights[k], wgmma_further(values, k * 2048));
       wgmma_commit();
     };
     const auto release = [&](std::uint32_t bar) {

@@ -18,6 +18,11 @@ inline std::uint64_t wgmma_columns(std::uint32_t address, std::uint32_t panel) {
          std::uint64_t{1024 >> 4} << 32 | std::uint64_t{1} << 62;
 }
 
+/// The operand `bytes` (a multiple of 16) further on.
+inline std::uint64_t wgmma_further(std::uint64_t operand, std::uint32_t bytes) {
+  return (operand & 0xffffffff00000000u) | (static_cast<std::uint32_t>(operand) + (bytes >> 4));  // the address field is the low 14 bits
+}
+
 namespace emulated {
 
 struct Wgmma {
