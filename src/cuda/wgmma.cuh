@@ -28,7 +28,7 @@ __device__ __forceinline__ std::uint64_t wgmma_further(std::uint64_t operand, st
 }
 
 /// Registers written before it are seen by the products after it.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 /// Waits until at most `Pending` committed groups are under way. settle() what they wrote before reading it.
 template <int Pending>

@@ -69,7 +69,7 @@ TEST_F(Wgmma, RowsTimesRows) {
     if (threadIdx.x == 0) put<std::uint16_t>(a, kA, half_of), put<std::uint16_t>(b, kB, half_of);
     __syncthreads();
     float d[64];
-    gpu::wgmma_fence();
+    gpu::wgmma_begin();
     for (std::uint32_t k = 0; k < 8; ++k)
       gpu::wgmma_rows_rows(d, gpu::wgmma_rows(kA + k / 4 * 8192 + k % 4 * 32), gpu::wgmma_rows(kB + k / 4 * 16384 + k % 4 * 32), k > 0);
     gpu::wgmma_commit();

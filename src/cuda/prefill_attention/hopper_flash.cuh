@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
         float storage[64];
         mbarrier_wait(key_full(0), 0);
         if constexpr (TakeTurns) named_barrier_sync(my_turn, 256);
-        wgmma_fence();
+        wgmma_begin();
         multiply_keys(products, 0);
         if constexpr (TakeTurns) named_barrier_arrive(other_turn, 256);
         wgmma_wait<0>();
@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
         mbarrier_wait(key_full(stage), parity);
         if constexpr (TakeTurns) named_barrier_sync(my_turn, 256);
         settle(out);
-        wgmma_fence();
+        wgmma_begin();
         multiply_keys(products, stage);
         mbarrier_wait(value_full(before), before_parity);
         multiply_values(before);
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
       }
       mbarrier_wait(value_full(stage), parity);
       settle(out);
-      wgmma_fence();
+      wgmma_begin();
       multiply_values(stage);
       wgmma_wait<0>();
       settle(out);

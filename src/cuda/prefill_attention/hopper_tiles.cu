@@ -3,7 +3,6 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/prefill_attention/hopper.h"
-#include "cuda/views.cuh"
 
 namespace tq4::gpu {
 namespace {
@@ -45,6 +44,12 @@ __global__ void __launch_bounds__(kTileThreads) tile_kernel(const __grid_constan
   }
 }
 
+__device__ __forceinline__ void halves(const uint2& four, float (&x)[4]) {
+  const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&four.x)),
+               high = __half22float2(*reinterpret_cast<const __half2*>(&four.y));
+  x[0] = low.x, x[1] = low.y, x[2] = high.x, x[3] = high.y;
+}
+
 /// A row of 128 on a warp, 4 coordinates a lane, times the Hadamard matrix over sqrt(128), as bytes; returns the step between two of them.
 __device__ __forceinline__ float quantize_row(float (&x)[4], int lane, unsigned& bytes) {
   float a = x[0] + x[1], b = x[0] - x[1], c = x[2] + x[3], d = x[2] - x[3];
@@ -73,9 +78,14 @@ __global__ void __launch_bounds__(kTileThreads) quantize_queries_kernel(const __
                      end = static_cast<std::int64_t>(a.flash.cu_q[sequence + 1]) * a.flash.num_q_heads;
   const std::int64_t row = begin + static_cast<std::int64_t>(blockIdx.x) * (kTileThreads / 32) + (threadIdx.x >> 5);
   if (row >= end) return;
+  const uint2 four = *reinterpret_cast<const uint2*>(static_cast<const std::uint16_t*>(a.flash.q) + row * 128 + lane * 4);
   float x[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) x[i] = load_element(a.flash.q, static_cast<DType>(a.flash.dtype), row * 128 + lane * 4 + i);
+  if (a.flash.dtype == static_cast<int>(DType::BF16)) {
+    x[0] = __uint_as_float(four.x << 16), x[1] = __uint_as_float(four.x & 0xffff0000u);
+    x[2] = __uint_as_float(four.y << 16), x[3] = __uint_as_float(four.y & 0xffff0000u);
+  } else {
+    halves(four, x);
+  }
   unsigned bytes;
   const float scale = quantize_row(x, lane, bytes);
   reinterpret_cast<unsigned*>(a.tiles.q8)[row * 32 + lane] = bytes;
@@ -90,9 +100,8 @@ __global__ void __launch_bounds__(kTileThreads) quantize_keys_kernel(const __gri
   std::int8_t* to = a.tiles.k8 + at * (kTileKeys * 128);
   for (int r = static_cast<int>(threadIdx.x) >> 5; r < kTileKeys; r += kTileThreads / 32) {
     const uint2 four = *reinterpret_cast<const uint2*>(from + tile_byte(r, lane >> 1) + (lane & 1) * 8);
-    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&four.x)),
-                 high = __half22float2(*reinterpret_cast<const __half2*>(&four.y));
-    float x[4] = {low.x, low.y, high.x, high.y};
+    float x[4];
+    halves(four, x);
     unsigned bytes;
     const float scale = quantize_row(x, lane, bytes);
     *reinterpret_cast<unsigned*>(to + r * 128 + ((lane >> 2) ^ (r & 7)) * 16 + (lane & 3) * 4) = bytes;

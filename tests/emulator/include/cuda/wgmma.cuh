@@ -115,7 +115,7 @@ inline void wgmma_issue(const Wgmma& o) {
 
 }  // namespace emulated
 
-inline void wgmma_fence() { emulator::meet("wgmma.fence", ~0u, nullptr, nullptr); }
+inline void wgmma_begin() { emulator::meet("wgmma.fence", ~0u, nullptr, nullptr); }
 inline void wgmma_commit() {
   emulated::WgmmaQueue& q = emulated::wgmma_queue();
   q.groups.push_back(std::move(q.open));
