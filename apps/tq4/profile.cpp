@@ -158,6 +158,51 @@ nlohmann::json point_json(const Point& p, const gpu::ProfileResult& r) {
   return j;
 }
 
+/// What bounds an operation decides what is shown: bytes a second next to the ceiling, or arithmetic; baselines are decode's.
+std::vector<Column> columns_of(gpu::ProfileOp op) {
+  std::vector<Column> columns{
+      {"codec", "codec", true}, {"layout", "layout", true}, {"heads", "heads", true}, {"q_len", "q"}, {"batch"}, {"ctx"},
+      {"time_us", "us"},        {"p10_us", "p10"},          {"p90_us", "p90"}};
+  const auto add = [&](std::initializer_list<Column> more) { columns.insert(columns.end(), more); };
+  if (op == gpu::ProfileOp::Prefill) {
+    add({{"tflop_per_s", "TFLOP/s"}});
+  } else {
+    add({{"bytes", op == gpu::ProfileOp::Decode ? "read" : "moved"}, {"gb_per_s", "GB/s"}, {"percent_of_ceiling", "%"}});
+  }
+  if (op == gpu::ProfileOp::Decode) add({{"fp16_us", "fp16 us"}, {"fp16_ratio", "x"}, {"fp8_us", "fp8 us"}, {"fp8_ratio", "x"}});
+  add({{"relative_error", "error"}, {"path", "path", true}});
+  return columns;
+}
+
+std::vector<Cell> cells_of(const Point& p, const gpu::ProfileResult& r, double ceiling) {
+  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  const double t = r.time.median, rate = r.bytes / t;
+  std::vector<Cell> cells{p.codec,
+                          std::string(layout_name(p.shape.layout)),
+                          p.heads,
+                          p.shape.q_len,
+                          p.shape.batch,
+                          p.shape.ctx,
+                          Cell::fixed(t * 1e6, 1),
+                          Cell::fixed(r.time.low * 1e6, 1),
+                          Cell::fixed(r.time.high * 1e6, 1)};
+  const auto add = [&](std::initializer_list<Cell> more) { cells.insert(cells.end(), more); };
+  if (p.shape.op == gpu::ProfileOp::Prefill) {
+    add({Cell::fixed(r.flops / t * 1e-12, 0)});
+  } else {
+    add({Cell::bytes(static_cast<std::uint64_t>(r.bytes)), Cell::fixed(rate * 1e-9, 0), Cell::fixed(100 * rate / ceiling, 1)});
+  }
+  if (p.shape.op == gpu::ProfileOp::Decode) {
+    for (const gpu::Timing* base : {&r.fp16, &r.fp8}) {
+      const bool run = base->median > 0;
+      add({Cell::fixed(run ? base->median * 1e6 : kNone, 1), Cell::fixed(run ? base->median / t : kNone, 2)});
+    }
+  }
+  add({Cell::number(r.relative_error >= 0 ? r.relative_error : kNone, 2),
+       p.tuned && r.path == "general" ? fmt::format("{} (tuned: {} splits)", r.path, p.shape.splits) : r.path});
+  return cells;
+}
+
 void dry_run(const Options& o, const std::vector<Point>& points, const gpu::ProfileOptions& options) {
   gpu::DeviceInfo device;
   device.l2_bytes = std::size_t{50} << 20;
@@ -269,24 +314,7 @@ void run(Options o) {
     }
   }
   const double ceiling = gpu::read_bandwidth(), launch = gpu::launch_seconds();
-  Table table({{"codec", "codec", true},
-               {"layout", "layout", true},
-               {"heads", "heads", true},
-               {"q_len", "q"},
-               {"batch"},
-               {"ctx"},
-               {"time_us", "us"},
-               {"p10_us", "p10"},
-               {"p90_us", "p90"},
-               {"bytes", "read"},
-               {"gb_per_s", "GB/s"},
-               {"percent_of_ceiling", "%"},
-               {"fp16_us", "fp16 us"},
-               {"fp16_ratio", "x"},
-               {"fp8_us", "fp8 us"},
-               {"fp8_ratio", "x"},
-               {"relative_error", "error"},
-               {"path", "path", true}});
+  Table table(columns_of(points.front().shape.op));
   nlohmann::json list = nlohmann::json::array();
   std::string skipped;
   {
@@ -299,16 +327,7 @@ void run(Options o) {
         skipped += fmt::format("skipped: {} batch {} ctx {}: {}\n", p.codec, p.shape.batch, p.shape.ctx, r.skipped);
         continue;
       }
-      constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
-      const double t = r.time.median, rate = r.bytes / t;
-      const auto ratio = [&](const gpu::Timing& base) { return base.median > 0 ? base.median / t : kNone; };
-      const auto micro = [&](const gpu::Timing& base) { return base.median > 0 ? base.median * 1e6 : kNone; };
-      table.add({p.codec, std::string(layout_name(p.shape.layout)), p.heads, p.shape.q_len, p.shape.batch, p.shape.ctx,
-                 Cell::fixed(t * 1e6, 1), Cell::fixed(r.time.low * 1e6, 1), Cell::fixed(r.time.high * 1e6, 1),
-                 Cell::bytes(static_cast<std::uint64_t>(r.bytes)), Cell::fixed(rate * 1e-9, 0), Cell::fixed(100 * rate / ceiling, 1),
-                 Cell::fixed(micro(r.fp16), 1), Cell::fixed(ratio(r.fp16), 2), Cell::fixed(micro(r.fp8), 1), Cell::fixed(ratio(r.fp8), 2),
-                 Cell::number(r.relative_error >= 0 ? r.relative_error : kNone, 2),
-                 p.tuned && r.path == "general" ? fmt::format("{} (tuned: {} splits)", r.path, p.shape.splits) : r.path});
+      table.add(cells_of(p, r, ceiling));
     }
   }
   nlohmann::json result = result_envelope("profile");

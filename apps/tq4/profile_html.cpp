@@ -160,17 +160,18 @@ std::string profile_page(const nlohmann::json& result) {
       result.contains("dump") ? " Data: " + escape(result.at("dump").get<std::string>()) : "");
   for (const auto& [name, points] : groups) {
     page += fmt::format(
-        "<h2>{}</h2><div class=\"card\">{}</div><div class=\"card\"><table><tr><th>codec</th><th>ctx</th><th>us</th><th>GB/s</th><th>fp16 "
+        "<h2>{}</h2><div class=\"card\">{}</div><div class=\"card\"><table><tr><th>codec</th><th>ctx</th><th>us</th><th>{}</th><th>fp16 "
         "us</th>"
         "<th>fp8 us</th><th>error</th><th>path</th></tr>",
-        escape(name), picture(lines_of(points)));
+        escape(name), picture(lines_of(points)), points.front()->contains("flops") ? "TFLOP/s" : "GB/s");
     for (const nlohmann::json* p : points) {
       const double seconds = p->at("seconds").get<double>();
-      page += fmt::format("<tr><td>{}</td><td>{}</td><td>{:.1f}</td><td>{:.0f}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-                          escape(p->at("codec").get<std::string>()), p->at("ctx").get<std::int64_t>(), seconds * 1e6,
-                          p->at("bytes").get<double>() / seconds * 1e-9, cell(*p, "fp16_seconds", 1e6, "{:.1f}"),
-                          cell(*p, "fp8_seconds", 1e6, "{:.1f}"), cell(*p, "relative_error", 1, "{:.1e}"),
-                          escape(p->at("path").get<std::string>()));
+      page +=
+          fmt::format("<tr><td>{}</td><td>{}</td><td>{:.1f}</td><td>{:.0f}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                      escape(p->at("codec").get<std::string>()), p->at("ctx").get<std::int64_t>(), seconds * 1e6,
+                      p->contains("flops") ? p->at("flops").get<double>() / seconds * 1e-12 : p->at("bytes").get<double>() / seconds * 1e-9,
+                      cell(*p, "fp16_seconds", 1e6, "{:.1f}"), cell(*p, "fp8_seconds", 1e6, "{:.1f}"),
+                      cell(*p, "relative_error", 1, "{:.1e}"), escape(p->at("path").get<std::string>()));
     }
     page += "</table></div>";
   }
