@@ -100,7 +100,7 @@ def main():
         residual = int(codec.rsplit("-r", 1)[1]) if "-r1" in codec else 0  # KIVI's own window
         plain = mean.get((f"{base}-norm", "none", window, sinks, "", text, stress)) if pair and not codec.endswith("-norm") else None
         row = {"codec": base if pair else codec, "codec_name": codec, "calibration": calibration, "window": window or residual, "sinks": sinks,
-               "bits": side_bits(base) if pair else records[0]["bits"], **figures(mean[key], plain, rng), "ctx": records[0]["ctx"],
+               "bits": float(records[0]["bits"] or side_bits(base)), **figures(mean[key], plain, rng), "ctx": records[0]["ctx"],
                "seeds": len({seed for r in records for seed in r.get("seeds", [r.get("seed")])}), "base_nats": records[0]["base_nats"], "device": records[0].get("device", "cuda"),
                "commit": records[0]["commit"]}
         if scale:
@@ -112,7 +112,7 @@ def main():
         if text == GRID and set(mean[key]) & CHOSEN:
             row["unseen"] = figures({i: x for i, x in mean[key].items() if i not in CHOSEN}, plain, rng)
         out.append(row)
-    out.sort(key=lambda r: (r.get("stress", 1), r["window"] if is_pair(r["codec"]) else 0, -r["bits"], r["codec"], r["kl"]))
+    out.sort(key=lambda r: (r.get("stress", 1), r.get("text", ""), r["window"] if is_pair(r["codec"]) else 0, -r["bits"], r["codec"], r["kl"]))
     write(arguments.out, out)
 
 

@@ -47,9 +47,11 @@ def problems(rows):
 
 
 def ratio(row, metric):
-    if f"{metric}_ratio_95" not in row or (metric == "nats" and row["plain_windows"] < 6):  # nats of three windows are noise
+    if f"{metric}_ratio_95" not in row:
         return ""
     low, high = row[f"{metric}_ratio_95"]
+    if metric == "nats" and (row["plain_windows"] < 6 or high - low > 0.5):  # few windows, or plain loses next to nothing: noise
+        return ""
     return f"{row[f'{metric}_ratio_to_plain']:.2f} ({low:.2f}..{high:.2f})"
 
 
@@ -64,12 +66,13 @@ def render(rows):
     stressed = any(row.get("stress", 1) != 1 for row in rows)
     unseen = any("unseen" in row for row in rows)
     other = stressed or any("text" in row for row in rows)  # few windows, nats near zero: a difference says more than a ratio
-    head = ["outliers"] * stressed + ["codec", "calibration", "window+sinks", "bits", "windows", "nats lost", "KL"]
+    texts = len({row.get("text") for row in rows}) > 1
+    head = ["text"] * texts + ["outliers"] * stressed + ["codec", "calibration", "window+sinks", "bits", "windows", "nats lost", "KL"]
     head += ["nats fewer than plain" if other else "nats / plain (95%)", "KL / plain (95%)"]
     head += ["KL / plain, unseen windows"] * unseen
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
-        cells = [f"{r.get('stress', 1):g}x"] * stressed
+        cells = [r.get("text", "").replace("_", " ")] * texts + [f"{r.get('stress', 1):g}x"] * stressed
         cells += [f"{r['codec_name']}{' ' + r['scale'] if 'scale' in r else ''}", r["calibration"], f"{r['window']}+{r['sinks']}", f"{r['bits']:.3f}",
                   str(r["windows"]), f"{r['nats_lost']:.5f} ± {r['standard_error']:.5f}", f"{r['kl']:.5f} ± {r['kl_standard_error']:.5f}", fewer(r, "nats") if other else ratio(r, "nats"),
                   ratio(r, "kl")]

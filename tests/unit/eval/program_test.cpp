@@ -2,9 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
 #include <string>
 
 #include "cli/process.h"
+#include "tq4/compressor.h"
 #include "tq4/container.h"
 #include "tq4/dump.h"
 
@@ -75,6 +78,13 @@ TEST_F(EvalProgram, EveryBaselineOnTheEncoder) {
   EXPECT_GT(report["codecs"].size(), 35u);
   EXPECT_EQ(report["dump"]["causal"], false);
   for (const json& codec : report["codecs"]) EXPECT_TRUE(codec["total"]["kl_mean"].is_number()) << codec["codec"];
+}
+
+TEST_F(EvalProgram, PerplexityIsMeasuredOfEveryCodec) {
+  std::set<std::string> measured;
+  for (const json& row : json::parse(read_file(TQ4_SOURCE_DIR "/experiments/perplexity/results.json"))) measured.insert(row["codec_name"]);
+  const std::regex both("^tq([0-9])(-norm|-2d)?$");  // there tq4 is called k4v4
+  for (const std::string& name : tq4::codec_names()) EXPECT_TRUE(measured.contains(std::regex_replace(name, both, "k$1v$1$2"))) << name;
 }
 
 TEST_F(EvalProgram, GateFailsWithFour) {
