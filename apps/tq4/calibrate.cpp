@@ -80,6 +80,10 @@ void run(Options& options) {
   result["v_method"] = name_of(options.calibrate.method_v);
   result["centre"] = options.calibrate.centre;
   result["rope"] = options.calibrate.rope;
+  result["pairs"] = options.calibrate.pair_fit == PairFit::Gaussian ? "gaussian"
+                    : options.calibrate.pair_fit == PairFit::Layer  ? "layer"
+                                                                    : "attention";
+  result["output_share"] = options.calibrate.output_share;
   result["tokens"] = calibration.tokens;
   result["warnings"] = report.warnings;
   result["heads"] = std::move(heads);
@@ -135,6 +139,15 @@ Action add_calibrate(CLI::App& app) {
       ->group("Calibration");
   add_parsed(app, "--attention-weight", options->calibrate.attention_weight, number, "X", "0.5",
              "Share of the statistics weighted by attention, 0 to 1")
+      ->group("Calibration");
+  add_parsed(app, "--output-share", options->calibrate.output_share, number, "X", "0",
+             "Share of the values' weight that counts all directions of the attention output equally instead of by o_gram, 0 to 1")
+      ->group("Calibration");
+  const auto fit = [](const std::string& text) { return pair_fit_from_name(text); };
+  add_parsed(
+      app, "--pairs", options->calibrate.pair_fit, fit, "NAME", "gaussian",
+      "Points of a -2d codebook: gaussian (the same for all), layer (fitted to what each layer's encoder quantizes), attention (and keys "
+      "weighted by the attention that they get)")
       ->group("Calibration");
   add_threads_option(app, options->exec);
   add_output_options(app, options->output_options, true);

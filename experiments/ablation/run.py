@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 METRICS = ("bits", "k_mse", "v_mse", "logit_rmse_centred", "kl_mean", "kl_p99", "top1", "output_mse")
 WINDOW = ["--window", "64", "--sinks", "4"]
 WIDTHS = ("k4v4", "k4v3", "k3v3", "k2v2")
+GROUPS = ("ladder", "window", "alone", "without", "own", "own window")
 PLAIN = "plain (paper)"
 
 
@@ -69,6 +70,12 @@ def steps(width, ends_only):
         step("feedback and transform of V", "without", width + "-2d", ["--method", "feedback", "--v-method", "centre"], False),
         step("2-D codebook", "without", width, ["--method", "feedback"], False),
         step("attention weight", "without", width + "-2d", ["--method", "feedback", *flat], False),
+        step("static", "own", width + "-2d", ["--method", "feedback"], False),
+        step("pair tables fitted a layer", "own", width + "-2d", ["--method", "feedback", "--pairs", "layer"], False),
+        step("pair tables fitted a layer, by attention", "own", width + "-2d", ["--method", "feedback", "--pairs", "attention"], False),
+        *(step(f"output share {x}", "own", width + "-2d", ["--method", "feedback", "--output-share", x], False) for x in ("0.03", "0.1", "0.3", "1")),
+        *(step(f"output share {x}", "own window", width + "-2d", ["--method", "feedback", "--output-share", x], False, True)
+          for x in ("0", "0.03", "0.1", "0.3", "1")),
     ]
 
 
@@ -86,10 +93,10 @@ class Program:
         return json.loads(text)["codecs"]
 
 
-def measure(program, learn, tests, width, seeds, ends_only, folder):
+def measure(program, learn, tests, width, seeds, ends_only, groups, folder):
     """{(group, name): list of codec reports}, one a seed and test."""
     out = {}
-    todo = steps(width, ends_only)
+    todo = [s for s in steps(width, ends_only) if s["group"] in groups or s["name"] == PLAIN]
     tables = {}
     for seed in seeds:
         for window in (False, True):
@@ -124,7 +131,7 @@ def rows(width, reports, what):
     todo = {(s["group"], s["name"]): s for s in steps(width, False)}
     out = []
     for (group, name), of_step in reports.items():
-        plain = reports["window" if group == "window" else "ladder", PLAIN]
+        plain = reports["window" if group in ("window", "own window") else "ladder", PLAIN]
         row = {"data": what, "width": width, "group": group, "step": name, "codec": todo[group, name]["codec"],
                "calibrate": todo[group, name]["calibrate"], "runs": len(of_step)}
         row.update({m: mean_of(of_step, m) for m in METRICS})
@@ -174,6 +181,7 @@ def show(results):
 def show_one(results):
     """Full tables of the ladder; of the others the two ratios, all widths side by side."""
     titles = {"window": "With the newest 64 and the first 4 tokens exact, against plain with the same",
+              "own": "Static with what else was tried", "own window": "The same with the newest 64 and the first 4 tokens exact",
               "alone": "One step alone, on the least-squares scale (or on the paper's norm)", "without": "Everything (static) without one step"}
     widths = [w for w in WIDTHS if any(r["width"] == w for r in results)]
     for width in widths:
@@ -215,6 +223,7 @@ def main():
     parser.add_argument("--seeds", default="42,43,44,45,46")
     parser.add_argument("--queries", default="all")
     parser.add_argument("--ends", action="store_true", help="only plain, static and rope, with and without window")
+    parser.add_argument("--groups", default=",".join(GROUPS), help="which tables' steps")
     parser.add_argument("-o", "--output", type=pathlib.Path)
     parser.add_argument("--append", action="store_true", help="keep the rows that the output has")
     parser.add_argument("--check", type=pathlib.Path)
@@ -228,10 +237,11 @@ def main():
     pairs = [(a.learn, a.test)] if a.learn else [([lm_a], [lm_b]), ([lm_b], [lm_a])]
     what = " ".join(pathlib.Path(p).stem for p in a.learn) + " -> " + " ".join(pathlib.Path(p).stem for p in a.test) if a.learn else "lm_a <-> lm_b"
     results = json.loads(a.output.read_text()) if a.append else []
+    groups = a.groups.split(",")
     for width in a.widths.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            parts = [measure(program, learn, test, width, [int(s) for s in a.seeds.split(",")], a.ends, folder) for learn, test in pairs]
-        results += rows(width, merged(parts), what)
+            parts = [measure(program, learn, test, width, [int(s) for s in a.seeds.split(",")], a.ends, groups, folder) for learn, test in pairs]
+        results += [row for row in rows(width, merged(parts), what) if row["group"] in groups]
         print(width, "done", file=sys.stderr)
     if a.check:
         wrong = list(differences(results, json.loads(a.check.read_text())))

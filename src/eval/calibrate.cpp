@@ -2,10 +2,12 @@
 // there are queries, and turned into tables.
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <mutex>
 #include <string>
 
 #include "core/side.h"
+#include "eval/calibrate_codebook.h"
 #include "eval/calibrate_statistics.h"
 #include "eval/calibrate_tables.h"
 #include "eval/parallel.h"
@@ -16,6 +18,8 @@ namespace tq4 {
 namespace {
 
 constexpr std::int64_t kTokensPerDimension = 4;  ///< fewer than this times head_dim: warn
+constexpr std::int64_t kCodebookTokens = 8192;   ///< a layer and side: what pair tables are fitted to
+constexpr double kShareFitting = 0.3;            ///< of the progress shown, where pair tables are fitted
 
 CalibrationMethod method_of(const CalibrateOptions& options, Side side) {
   const std::optional<CalibrationMethod>& own = side == Side::K ? options.method_k : options.method_v;
@@ -34,6 +38,14 @@ void about_zero(eval::Moments& m) {
     for (std::size_t j = 0; j < n; ++j) m.covariance[i * n + j] += m.mean[i] * m.mean[j];
   }
   std::fill(m.mean.begin(), m.mean.end(), 0.0);
+}
+
+/// (1 - share) m + share times the identity of the same trace.
+void blend_with_identity(core::Matrix& m, int dim, double share) {
+  if (m.empty() || share <= 0) return;
+  const double mean = core::trace(m, dim) / dim;
+  for (double& x : m) x *= 1 - share;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(dim); ++i) m[i * static_cast<std::size_t>(dim) + i] += share * mean;
 }
 
 void check_dumps(const std::vector<Dump*>& dumps, const CalibrateOptions& options) {
@@ -55,6 +67,9 @@ void check_dumps(const std::vector<Dump*>& dumps, const CalibrateOptions& option
   if (method_of(options, Side::K) == CalibrationMethod::None && method_of(options, Side::V) == CalibrationMethod::None) {
     throw Error(ErrorCode::Usage, "nothing to calibrate: neither side of " + spec_name(options.spec) + " takes tables with this method");
   }
+  if (!(options.output_share >= 0 && options.output_share <= 1)) {
+    throw Error(ErrorCode::Usage, "the share of the output is 0 to 1, not " + std::to_string(options.output_share));
+  }
   if (options.rope && !options.centre)
     throw Error(ErrorCode::Usage, "keys cannot be centred before RoPE and not centred at all; leave out --rope or --no-centre");
   if (options.rope && method_of(options, Side::K) == CalibrationMethod::None) {
@@ -75,6 +90,55 @@ struct HeadSlot {
     std::copy(values.begin(), values.end(), table.begin() + static_cast<std::ptrdiff_t>(head * stride));
   }
 };
+
+/// One pair table for each layer and side that has a pair codebook and tables. key_weights: of each task (layer by layer, head by head).
+void fit_pair_tables(const std::vector<Dump*>& dumps, const CalibrateOptions& options, Calibration& calibration,
+                     const std::vector<std::vector<std::vector<float>>>& key_weights, std::mutex& dumps_mutex,
+                     const std::function<void(double)>& progress) {
+  std::int64_t done = 0;
+  std::mutex progress_mutex;
+  std::vector<std::size_t> first_task;
+  std::size_t tasks = 0;
+  for (const LayerCalibration& layer : calibration.layers) {
+    first_task.push_back(tasks);
+    tasks += static_cast<std::size_t>(layer.num_kv_heads);
+  }
+  const auto count = static_cast<std::int64_t>(2 * calibration.layers.size());
+  eval::parallel_for(count, options.threads, [&](std::int64_t t, int) {
+    const auto index = static_cast<std::size_t>(t / 2);
+    LayerCalibration& layer = calibration.layers[index];
+    const Side side = t % 2 == 0 ? Side::K : Side::V;
+    SideCalibration& tables = side == Side::K ? layer.k : layer.v;
+    const SideSpec& spec = side == Side::K ? options.spec.k : options.spec.v;
+    if (spec.kind == CodeKind::Mse && spec.pair_codebook &&
+        (!tables.centre.empty() || !tables.rope_mu.empty() || !tables.forward.empty())) {
+      eval::CodebookProblem problem;
+      problem.spec = spec;
+      problem.dim = layer.head_dim;
+      problem.side = side;
+      problem.layer = &layer;
+      const auto d = static_cast<std::size_t>(layer.head_dim);
+      for (int head = 0; head < layer.num_kv_heads; ++head) {
+        const std::vector<float>& centres = tables.rope_mu.empty() ? tables.centre : tables.rope_mu;
+        std::vector<float> centre;
+        if (!centres.empty()) {
+          const auto begin = centres.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(head) * d);
+          centre.assign(begin, begin + static_cast<std::ptrdiff_t>(d));
+        }
+        const bool weigh = options.pair_fit == PairFit::Attention && side == Side::K;
+        std::vector<eval::SampledRows> rows = eval::sample_rows(
+            dumps, index, head, side, kCodebookTokens / layer.num_kv_heads, centre, tables.rope_mu.empty() ? 0 : layer.rope_theta,
+            weigh ? key_weights[first_task[index] + static_cast<std::size_t>(head)] : std::vector<std::vector<float>>{}, dumps_mutex);
+        std::move(rows.begin(), rows.end(), std::back_inserter(problem.sample));
+      }
+      tables.pair_points = eval::fit_pair_points(problem);
+    }
+    if (progress) {
+      const std::lock_guard lock(progress_mutex);
+      progress(static_cast<double>(++done) / static_cast<double>(count));
+    }
+  });
+}
 
 }  // namespace
 
@@ -121,6 +185,9 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
 
   CalibrateReport seen;
   std::vector<std::vector<HeadCalibrationReport>> reports(tasks.size());
+  std::vector<std::vector<std::vector<float>>> key_weights(tasks.size());  ///< one a dump and token, where pair tables want them
+  const bool fit = options.pair_fit != PairFit::Gaussian;
+  const double share_of_heads = fit ? 1 - kShareFitting : 1;
   std::vector<std::vector<std::string>> warnings(tasks.size());  ///< without the place
   std::mutex dumps_mutex, progress_mutex;
   std::int64_t done = 0;
@@ -145,6 +212,7 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
       const CalibrationMethod method = method_of(options, side);
       if (method == CalibrationMethod::None) continue;
       const Rotation rotation = make_rotation(spec.rotation, dim, spec.seed);
+      if (!is_k) blend_with_identity(statistics.value_gram, dim, options.output_share);
       const core::Matrix& weight = is_k ? statistics.query : statistics.value_gram;
       eval::TableProblem problem;
       problem.dim = dim;
@@ -190,11 +258,17 @@ Calibration calibrate(const std::vector<Dump*>& dumps, const CalibrateOptions& o
       const double share = options.centre && before > 0 ? std::max(0.0, 1 - after / before) : 0;
       reports[static_cast<std::size_t>(t)].push_back({layer.layer, task.head, side, share, made.expected_gain});
     }
+    if (options.pair_fit == PairFit::Attention) key_weights[static_cast<std::size_t>(t)] = std::move(statistics.key_weights);
     if (options.progress) {
       const std::lock_guard lock(progress_mutex);
-      options.progress(static_cast<double>(++done) / static_cast<double>(tasks.size()));
+      options.progress(share_of_heads * static_cast<double>(++done) / static_cast<double>(tasks.size()));
     }
   });
+  if (fit) {
+    fit_pair_tables(dumps, options, out, key_weights, dumps_mutex, [&](double share) {
+      if (options.progress) options.progress(share_of_heads + (1 - share_of_heads) * share);
+    });
+  }
   for (const auto& list : reports) seen.heads.insert(seen.heads.end(), list.begin(), list.end());
   // One line for each thing to say, with the places: a model has hundreds of heads.
   std::vector<std::pair<std::string, std::string>> said;
@@ -225,6 +299,13 @@ CalibrationMethod calibration_method_from_name(std::string_view name) {
     if (name == calibration_method_name(method)) return method;
   }
   throw Error(ErrorCode::Usage, "'" + std::string(name) + "' is not one of none, centre, transform, feedback");
+}
+
+PairFit pair_fit_from_name(std::string_view name) {
+  if (name == "gaussian") return PairFit::Gaussian;
+  if (name == "layer") return PairFit::Layer;
+  if (name == "attention") return PairFit::Attention;
+  throw Error(ErrorCode::Usage, "'" + std::string(name) + "' is not one of gaussian, layer, attention");
 }
 
 std::string_view calibration_method_name(CalibrationMethod method) {

@@ -19,17 +19,18 @@ struct HeadRows {
   std::vector<std::vector<float>> q;  ///< one a query head of the group
 };
 
-std::vector<float> read_rows(Dump& dump, std::size_t layer_index, Tensor tensor, DType dtype, int head, std::int64_t rows, int dim) {
+std::vector<float> read_rows(Dump& dump, std::size_t layer_index, Tensor tensor, DType dtype, int head, std::int64_t first,
+                             std::int64_t rows, int dim) {
   const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(dim);
   std::vector<unsigned char> raw(count * dtype_size(dtype));
-  dump.read(layer_index, tensor, head, 0, rows, raw.data());
+  dump.read(layer_index, tensor, head, first, rows, raw.data());
   std::vector<float> out(count);
   to_float(raw.data(), dtype, count, out.data());
   const auto bad = std::find_if(out.begin(), out.end(), [](float x) { return !std::isfinite(x); });
   if (bad != out.end()) {
     const char* name = tensor == Tensor::K ? "k" : tensor == Tensor::V ? "v" : "q";
     throw Error(ErrorCode::BadInput,
-                "holds NaN or infinity at head " + std::to_string(head) + ", token " + std::to_string((bad - out.begin()) / dim),
+                "holds NaN or infinity at head " + std::to_string(head) + ", token " + std::to_string(first + (bad - out.begin()) / dim),
                 dump.info().path + ": layer " + std::to_string(dump.info().layers[layer_index].layer) + " " + name);
   }
   return out;
@@ -40,13 +41,13 @@ HeadRows load(Dump& dump, std::size_t layer_index, int head, bool queries, std::
   const LayerInfo& layer = dump.info().layers[layer_index];
   HeadRows rows;
   rows.tokens = layer.tokens;
-  rows.k = read_rows(dump, layer_index, Tensor::K, layer.k_dtype, head, layer.tokens, layer.head_dim);
-  rows.v = read_rows(dump, layer_index, Tensor::V, layer.v_dtype, head, layer.tokens, layer.head_dim);
+  rows.k = read_rows(dump, layer_index, Tensor::K, layer.k_dtype, head, 0, layer.tokens, layer.head_dim);
+  rows.v = read_rows(dump, layer_index, Tensor::V, layer.v_dtype, head, 0, layer.tokens, layer.head_dim);
   if (!queries || layer.q_tokens == 0 || layer.num_q_heads < layer.num_kv_heads) return rows;
   rows.q_tokens = layer.q_tokens;
   const int group = layer.num_q_heads / layer.num_kv_heads;
   for (int g = 0; g < group; ++g)
-    rows.q.push_back(read_rows(dump, layer_index, Tensor::Q, layer.q_dtype, head * group + g, layer.q_tokens, layer.head_dim));
+    rows.q.push_back(read_rows(dump, layer_index, Tensor::Q, layer.q_dtype, head * group + g, 0, layer.q_tokens, layer.head_dim));
   return rows;
 }
 
@@ -202,7 +203,8 @@ void weight_by_attention(HeadStatistics& statistics, const std::vector<Dump*>& d
     HeadRows rows = load(*dump, layer_index, head, true, dumps_mutex);
     const std::vector<float> original = rows.k;
     if (options.rope) subtract_turned(rows.k, statistics.rope_mean, dim, dump->info().rope_theta);
-    std::vector<float> power(static_cast<std::size_t>(rows.tokens)), key_weight(power.size()), y(d), logits(power.size());
+    std::vector<float> power(static_cast<std::size_t>(rows.tokens)), key_weight(power.size()), value_weight(power.size()),
+        logits(power.size());
     for (std::int64_t t = 0; t < rows.tokens; ++t) {
       const float* k = rows.k.data() + t * dim;
       float sum = 0;
@@ -260,6 +262,7 @@ void weight_by_attention(HeadStatistics& statistics, const std::vector<Dump*>& d
     }
     scale_rows(rows.k, key_weight, dim);
     core::add_second_moment(rows.k.data(), rows.tokens, dim, kk, nullptr);
+    statistics.key_weights.push_back(std::move(key_weight));
   }
   if (!(k_weight > 0) || !(q_weight > 0)) return;
   // Mix first and second moments, then take the covariance about the mixed mean.
@@ -275,6 +278,51 @@ void weight_by_attention(HeadStatistics& statistics, const std::vector<Dump*>& d
   const double plain = core::trace(statistics.query, dim), weighted = core::trace(qq, dim);
   for (std::size_t i = 0; i < d * d; ++i)
     statistics.query[i] = (1 - share) * statistics.query[i] + share * qq[i] * (weighted > 0 ? plain / weighted : 0);
+}
+
+std::vector<SampledRows> sample_rows(const std::vector<Dump*>& dumps, std::size_t layer_index, int head, Side side, std::int64_t count,
+                                     const std::vector<float>& centre, double theta, const std::vector<std::vector<float>>& attention,
+                                     std::mutex& dumps_mutex) {
+  constexpr std::int64_t kRun = 64;
+  const int dim = dumps.front()->info().layers[layer_index].head_dim;
+  const auto d = static_cast<std::size_t>(dim);
+  std::int64_t runs = 0;
+  for (const Dump* dump : dumps) runs += (dump->info().layers[layer_index].tokens + kRun - 1) / kRun;
+  const std::int64_t step = std::max<std::int64_t>(1, runs * kRun / std::max<std::int64_t>(count, 1));
+  std::vector<SampledRows> out;
+  std::int64_t run = 0;
+  double total = 0, sampled = 0;
+  for (std::size_t n = 0; n < dumps.size(); ++n) {
+    const LayerInfo& layer = dumps[n]->info().layers[layer_index];
+    const Turns turns(theta > 0 ? layer.tokens : 0, dim, theta > 0 ? theta : 1);
+    std::vector<float> turned(centre);
+    for (std::int64_t begin = 0; begin < layer.tokens; begin += kRun, ++run) {
+      if (run % step != 0) continue;
+      const std::int64_t size = std::min(kRun, layer.tokens - begin);
+      SampledRows part;
+      part.head = head;
+      part.position0 = begin;
+      {
+        const std::lock_guard lock(dumps_mutex);
+        part.rows = side == Side::K ? read_rows(*dumps[n], layer_index, Tensor::K, layer.k_dtype, head, begin, size, dim)
+                                    : read_rows(*dumps[n], layer_index, Tensor::V, layer.v_dtype, head, begin, size, dim);
+      }
+      part.centred = part.rows;
+      for (std::int64_t t = 0; t < size && !centre.empty(); ++t) {
+        if (theta > 0) turns.turn(centre.data(), turned.data(), begin + t, 1);
+        for (std::size_t j = 0; j < d; ++j) part.centred[static_cast<std::size_t>(t) * d + j] -= turned[j];
+      }
+      part.weights.assign(static_cast<std::size_t>(size), 1.0f);
+      if (!attention.empty()) std::copy_n(attention[n].begin() + begin, size, part.weights.begin());
+      for (const float w : part.weights) total += w;
+      sampled += static_cast<double>(size);
+      out.push_back(std::move(part));
+    }
+  }
+  for (SampledRows& part : out) {
+    for (float& w : part.weights) w = total > 0 ? static_cast<float>(w * sampled / total) : 1.0f;
+  }
+  return out;
 }
 
 }  // namespace tq4::eval

@@ -48,6 +48,13 @@ enum class CalibrationMethod : std::uint8_t {
   Transform,  ///< and R A takes the place of R, A^T A = Sk^-1 # Sq: least logit error where noise is spread evenly
   Feedback  ///< or a predictive transform: codes make good what earlier ones got wrong (HeadTransform::feedback), see eval/calibrate_tables.h
 };
+/// Where the points of a pair codebook come from.
+enum class PairFit : std::uint8_t {
+  Gaussian,  ///< the two-dimensional normal quantizer, the same for all
+  Layer,     ///< fitted to what each layer's encoder quantizes on the calibration text, one table a layer and side
+  Attention  ///< the same, keys weighted by the attention that they get (needs Q)
+};
+PairFit pair_fit_from_name(std::string_view name);                      ///< "gaussian", "layer", "attention"; throws Usage
 CalibrationMethod calibration_method_from_name(std::string_view name);  ///< "none", "centre", "transform", "feedback"; throws Usage
 std::string_view calibration_method_name(CalibrationMethod method);
 
@@ -61,7 +68,9 @@ struct CalibrateOptions {
   double noise_k = 0.25;  ///< Feedback: the noise that prediction reckons with, in units of the codebook's own error
   double noise_v = 1.0;
   double attention_weight = 0.5;  ///< share of the statistics that is weighted by attention (needs Q): tokens and queries by p (1 - p)
-  int threads = 1;                ///< 0 = all cores; the tables do not depend on it
+  double output_share = 0;  ///< share of the values' weight that counts all directions of the attention output equally, the rest by o_gram
+  PairFit pair_fit = PairFit::Gaussian;  ///< sides with a pair codebook
+  int threads = 1;                       ///< 0 = all cores; the tables do not depend on it
   std::function<void(double)> progress;  ///< called with the finished share, from one thread at a time; may be empty
 };
 

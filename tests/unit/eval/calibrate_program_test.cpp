@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cli/process.h"
+#include "tq4/codebook.h"
 #include "tq4/container.h"
 #include "tq4/dump.h"
 
@@ -89,6 +90,54 @@ TEST_F(CalibrateProgram, HalvesTheErrorOnAnotherText) {
   const json &plain = codecs[0]["total"], &calibrated = codecs[3]["total"];
   EXPECT_LT(calibrated["output_mse"].get<double>(), 0.5 * plain["output_mse"].get<double>());
   EXPECT_LT(calibrated["kl_mean"].get<double>(), 0.25 * plain["kl_mean"].get<double>());
+}
+
+TEST_F(CalibrateProgram, PairTablesFitTheLayer) {
+  Cut longer;
+  longer.tokens = 1024;
+  const std::string learn = dump("a.h5", "lm_a.h5", longer), test = dump("b.h5", "lm_b.h5", longer);
+  const std::vector<float> gaussian = tq4::gaussian_pair_table(3, 128).points;
+  const auto error = [&](const std::string& calibration, const char* metric) {
+    const Result r = run("eval " + test + " --codec tq3-2d --no-recommend -q --json - --calibration " + path(calibration));
+    EXPECT_EQ(r.status, 0) << r.err;
+    return json::parse(r.out)["codecs"][1]["total"][metric].get<double>();
+  };
+  for (const std::string options : {"layer", "attention --rope"}) {
+    ASSERT_EQ(run("calibrate " + learn + " --codec k3v3-2d -q --force -o " + path("m.tq4cal") + " --pairs " + options).status, 0);
+    const tq4::Calibration fitted = tq4::read_calibration(path("m.tq4cal"));
+    for (const std::vector<float>& points : {fitted.layers[0].k.pair_points, fitted.layers[0].v.pair_points}) {
+      ASSERT_EQ(points.size(), gaussian.size());
+      double moved = 0, all = 0;
+      for (std::size_t i = 0; i < points.size(); ++i) {
+        moved += (points[i] - gaussian[i]) * (points[i] - gaussian[i]);
+        all += gaussian[i] * gaussian[i];
+      }
+      EXPECT_GT(moved, 1e-4 * all) << options;
+      EXPECT_LT(moved, 0.3 * all) << options << ": the encoder's inputs are nearly normal";
+    }
+  }
+  // Fitted and used on one text it can only gain.
+  ASSERT_EQ(run("calibrate " + test + " --codec k3v3-2d -q -o " + path("own.tq4cal")).status, 0);
+  ASSERT_EQ(run("calibrate " + test + " --codec k3v3-2d -q -o " + path("own_fit.tq4cal") + " --pairs layer").status, 0);
+  EXPECT_LT(error("own_fit.tq4cal", "v_mse"), 0.995 * error("own.tq4cal", "v_mse"));
+  EXPECT_EQ(run("calibrate " + learn + " --pairs head -o " + path("no.tq4cal")).status, 2);
+}
+
+TEST_F(CalibrateProgram, OutputShareTradesWoForTheOutput) {
+  const std::string data = std::string(TQ4_SOURCE_DIR) + "/data/";
+  double error[2] = {};
+  for (const int share : {0, 1}) {
+    const std::string file = path("m" + std::to_string(share) + ".tq4cal");
+    ASSERT_EQ(
+        run("calibrate " + data + "lm_a.h5 -q --method none --v-method transform -o " + file + " --output-share " + std::to_string(share))
+            .status,
+        0);
+    const Result r = run("eval " + data + "lm_b.h5 --codec tq4-2d --no-recommend -q --queries 64 --json - --calibration " + file);
+    ASSERT_EQ(r.status, 0) << r.err;
+    error[share] = json::parse(r.out)["codecs"][1]["total"]["v_mse"].get<double>();
+  }
+  EXPECT_LT(error[1], 0.97 * error[0]);
+  EXPECT_EQ(run("calibrate " + data + "lm_a.h5 --output-share 1.5 -o " + path("no.tq4cal")).status, 2);
 }
 
 TEST_F(CalibrateProgram, RecommendedFlagsWork) {
