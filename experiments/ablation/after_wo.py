@@ -2,7 +2,7 @@
 spend their error where the dump's o_gram (W_o^T W_o of the head) says it hardly matters. Independent of `tq4 eval`: float64 NumPy on dumps that
 `tq4 compress` and `tq4 decompress` made. Needs numpy and h5py.
 
-    python after_wo.py --tq4 build/bin/tq4 --learn data/lm_a.h5 --test data/lm_b.h5 -o after_wo.json [--append] [--queries 256]
+    python after_wo.py --tq4 build/bin/tq4 --learn data/lm_a.h5 --test data/lm_b.h5 -o after_wo.json [--append] [--queries 256] [--output-share 0.3]
 """
 import argparse
 import json
@@ -62,6 +62,7 @@ def main():
     parser.add_argument("--test", required=True)
     parser.add_argument("--widths", default=",".join(WIDTHS))
     parser.add_argument("--queries", type=int, default=256)
+    parser.add_argument("--output-share", default="0", help="of `tq4 calibrate`")
     parser.add_argument("--append", action="store_true")
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True)
     a = parser.parse_args()
@@ -70,9 +71,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder, h5py.File(a.test) as original:
         for width in a.widths.split(","):
             table, packed, back = (f"{folder}/{name}" for name in ("m.tq4cal", "x.tq4", "x.h5"))
-            subprocess.run([a.tq4, "calibrate", *a.learn, "--codec", width + "-2d", "-o", table, "-q", "--force"], **quiet)
+            subprocess.run([a.tq4, "calibrate", *a.learn, "--codec", width + "-2d", "--output-share", a.output_share, "-o", table, "-q", "--force"], **quiet)
             plain = {}
-            for step, options in (("plain", ["--codec", width + "-norm"]), ("static", ["--calibration", table])):
+            static = "static" if a.output_share == "0" else f"static, output share {a.output_share}"
+            for step, options in (("plain", ["--codec", width + "-norm"]), (static, ["--calibration", table])):
                 subprocess.run([a.tq4, "compress", a.test, *options, "-o", packed, "-q", "--force"], **quiet)
                 subprocess.run([a.tq4, "decompress", packed, "-o", back, "-q", "--force"], **quiet)
                 with h5py.File(back) as decoded:
