@@ -101,7 +101,8 @@ class Codec:
     @property
     def spec(self) -> dict[str, Any]:
         """Every field of the codec's spec: the form files store, which Codec() takes back."""
-        return json.loads(self._spec_json)
+        members: dict[str, Any] = json.loads(self._spec_json)
+        return members
 
     @property
     def head_dim(self) -> int:
@@ -276,6 +277,7 @@ def codec_spec(
 
 def spec_members(spec: Any) -> dict[str, Any]:
     """The spec's JSON members from a name, JSON text or a mapping."""
+    members: dict[str, Any]
     if isinstance(spec, str):
         spec_text = text(spec, "spec")
         try:

@@ -51,7 +51,8 @@ class LazyArray:
         (head, heads), (token, tokens) = ranges[0], ranges[1]
         out = np.empty((heads, tokens, self.shape[2]), np.float32)
         self._file.decode(self._layer_index, self._side, head, heads, token, tokens, out, self._threads)
-        return out[inner[0], inner[1], parts[2]]
+        decoded: np.ndarray = out[inner[0], inner[1], parts[2]]
+        return decoded
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[head] for head in range(len(self)))

@@ -53,7 +53,7 @@ class PagedCache:
         arguments = (self._spec_json, self.layout, self.num_kv_heads, self.head_dim, self.block_size, as_calibration(calibration), integer(layer, "layer"))
         with on_device(self.device):
             if self.device is None:
-                self._pages = _core.Pages(*arguments, None, None, block, token, head)
+                self._pages: Any = _core.Pages(*arguments, None, None, block, token, head)
             else:
                 self._pages = _core.GpuPages(*arguments, None, None, block, token, head, self.device)
         if data is None:
@@ -84,17 +84,18 @@ class PagedCache:
 
     @property
     def spec(self) -> dict[str, Any]:
-        return json.loads(self._spec_json)
+        members: dict[str, Any] = json.loads(self._spec_json)
+        return members
 
     @property
     def block_bytes(self) -> int:
         """Bytes from block to block."""
-        return self._pages.block_bytes
+        return int(self._pages.block_bytes)
 
     @property
     def token_bytes(self) -> int:
         """Bytes of codes and scales a token takes, keys and values of all heads together."""
-        return self._pages.token_head_bytes * self.num_kv_heads
+        return int(self._pages.token_head_bytes) * self.num_kv_heads
 
     def append(self, k: Any, v: Any, slot_mapping: Any, *, positions: Any = None, stream: int | None = None) -> None:
         """Encode k, v [n, num_kv_heads, head_dim] (fp16, bf16, fp32; any strides with contiguous vectors) into the slots of slot_mapping [n]
@@ -143,7 +144,7 @@ class PagedCache:
             self._pages.attend(self.data, q, block_table, seq_lens, out, lse, scale, last, cap, alibi_slopes, sink_logits)
             return out
         if max_seq_len is None:
-            columns = getattr(block_table, "shape", ())
+            columns: tuple[int, ...] = getattr(block_table, "shape", ())
             max_seq_len = columns[1] * self.block_size if len(columns) == 2 else 0
         key = (*shape[:-1], max_seq_len)
         # The fused kernel's counters lie where the general path keeps partial results: a workspace serves one of them.
@@ -155,13 +156,13 @@ class PagedCache:
 
     def _workspace_bytes(self, key: tuple[int, ...]) -> int:
         num_seqs, *middle, heads, longest = (integer(size, "q's shape or max_seq_len", 0) for size in key)
-        return self._pages.workspace_bytes(self.data, num_seqs, middle[0] if middle else 1, heads, longest)
+        return int(self._pages.workspace_bytes(self.data, num_seqs, middle[0] if middle else 1, heads, longest))
 
     def path(self, num_seqs: int, num_q_heads: int, q_len: int = 1, max_seq_len: int = 1) -> str:
         """What attend runs: "reference" on the CPU, "fused-sm90" or "general" on a GPU."""
         if self.device is None:
             return "reference"
-        return self._pages.path(self.data, integer(num_seqs, "num_seqs", 1), integer(q_len, "q_len", 1), integer(num_q_heads, "num_q_heads", 1), integer(max_seq_len, "max_seq_len", 1))
+        return str(self._pages.path(self.data, integer(num_seqs, "num_seqs", 1), integer(q_len, "q_len", 1), integer(num_q_heads, "num_q_heads", 1), integer(max_seq_len, "max_seq_len", 1)))
 
     def dequant(
         self,

@@ -40,4 +40,4 @@ def rotation(dim: int, kind: str = "haar", seed: int = 42) -> np.ndarray:
 
     kind: "haar", "haar-torch" (turboquant-vllm's matrix of that seed), "hadamard", "hadamard-signed", "none".
     """
-    return _core.rotation(integer(dim, "dim"), text(kind, "kind"), integer(seed, "seed", 0, 2**64 - 1))
+    return np.asarray(_core.rotation(integer(dim, "dim"), text(kind, "kind"), integer(seed, "seed", 0, 2**64 - 1)))

@@ -304,7 +304,7 @@ class _PlaneCodec:
         host = _host(tables)
         with on_device(device):
             if device is None:
-                self._codec = _core.SideCodec(spec, "k", dim, None, 0, host)
+                self._codec: Any = _core.SideCodec(spec, "k", dim, None, 0, host)
             else:
                 self._codec = _core.GpuCodec(spec, dim, None, 0, host, host if members["v"]["kind"] == "mse" else None, device)
 
@@ -332,7 +332,8 @@ class _PlaneCodec:
 
 
 def _planes(device: int | None, spec: str, dim: int, tensors: tuple[Any, ...], tables: Any) -> _PlaneCodec:
-    return _cached(("planes", device, spec, dim), tensors, lambda: _PlaneCodec(device, spec, dim, tables()))
+    codec: _PlaneCodec = _cached(("planes", device, spec, dim), tensors, lambda: _PlaneCodec(device, spec, dim, tables()))
+    return codec
 
 
 def _codes_of(packed: Any) -> Any:
