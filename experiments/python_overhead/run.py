@@ -21,8 +21,8 @@ import tq4
 ROUNDS = 25
 
 
-def median_call(call, count, finish=lambda: None):
-    """Median over rounds of the seconds of one call."""
+def seconds_of(call, count, finish=lambda: None):
+    """Seconds of one call, a sample a round."""
     times = []
     for _ in range(ROUNDS):
         finish()
@@ -31,15 +31,20 @@ def median_call(call, count, finish=lambda: None):
             call()
         times.append((time.perf_counter() - begin) / count)
     finish()
-    return statistics.median(times)
+    return times
+
+
+def microseconds(times):
+    return [round(t * 1e6, 3) for t in times]
 
 
 def measure(name, python, binding, count, finish=lambda: None):
     python()
     binding(1)
-    call = median_call(python, count, finish)
-    core = median_call(lambda: binding(101), 1, finish) - median_call(lambda: binding(1), 1, finish)
-    row = {"call": name, "python_us": call * 1e6, "cpp_us": core / 100 * 1e6, "overhead_us": (call - core / 100) * 1e6}
+    samples = {"python": seconds_of(python, count, finish), "binding_101": seconds_of(lambda: binding(101), 1, finish), "binding_1": seconds_of(lambda: binding(1), 1, finish)}
+    call = statistics.median(samples["python"])
+    core = statistics.median(samples["binding_101"]) - statistics.median(samples["binding_1"])
+    row = {"call": name, "python_us": call * 1e6, "cpp_us": core / 100 * 1e6, "overhead_us": (call - core / 100) * 1e6, "samples_us": {key: microseconds(times) for key, times in samples.items()}}
     print(f"{name:60s} {row['python_us']:8.2f} us, C++ {row['cpp_us']:8.2f} us, over it {row['overhead_us']:8.2f} us", flush=True)
     return row
 
@@ -65,6 +70,11 @@ def attend_rows(kind, make):
 def gpu_rows():
     import torch
 
+    def whole(name, call):
+        samples = seconds_of(call, 100, torch.cuda.synchronize)
+        print(f"{name:60s} {statistics.median(samples) * 1e6:8.2f} us")
+        return {"call": name, "python_us": statistics.median(samples) * 1e6, "samples_us": {"python": microseconds(samples)}}
+
     rows = []
     for batch, heads, kv_heads, ctx in ((1, 32, 8, 1024), (8, 32, 8, 4096)):
         blocks = ctx // 16
@@ -80,15 +90,12 @@ def gpu_rows():
         rows.append(measure(f"PagedCache.attend, {shape}", lambda: cache.attend(q, table, lens, out), core, 100, torch.cuda.synchronize))
         k = torch.randn(batch, kv_heads, 128, device="cuda").half()
         slots = table[:, 0].long() * 16
-        call = median_call(lambda: cache.append(k, k, slots), 100, torch.cuda.synchronize)
-        rows.append({"call": f"PagedCache.append, {batch} tokens, launch included", "python_us": call * 1e6})
-        print(f"{rows[-1]['call']:60s} {call * 1e6:8.2f} us")
+        rows.append(whole(f"PagedCache.append, {batch} tokens, launch included", lambda: cache.append(k, k, slots)))
     codec = tq4.Codec("k4v4", 128)
     x = torch.randn(8, 128, device="cuda").half()
     encoded, out = codec.encode(x), torch.empty_like(x)
     for name, call in (("Codec.encode, 8 vectors of 128 on CUDA, launch and new tensors included", lambda: codec.encode(x)), ("Codec.decode into out, launch included", lambda: codec.decode(encoded, out=out))):
-        rows.append({"call": name, "python_us": median_call(call, 100, torch.cuda.synchronize) * 1e6})
-        print(f"{name:60s} {rows[-1]['python_us']:8.2f} us")
+        rows.append(whole(name, call))
     return rows
 
 
@@ -96,6 +103,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--commit", default="")
     arguments = parser.parse_args()
     makers = {"NumPy": lambda x: x}
     try:
@@ -105,7 +113,7 @@ def main():
     except ImportError:
         pass
     rows = gpu_rows() if arguments.gpu else [row(kind, make) for kind, make in makers.items() for row in (encode_rows, attend_rows)]
-    result = {"rows": rows, "python": platform.python_version(), "numpy": np.__version__, "cores": os.cpu_count(), "load_average": os.getloadavg()}
+    result = {"rows": rows, "command": "python run.py" + " --gpu" * arguments.gpu, "commit": arguments.commit, "python": platform.python_version(), "numpy": np.__version__, "cores": os.cpu_count(), "load_average": os.getloadavg()}
     if "torch" in makers:
         result["torch"] = torch.__version__
         if arguments.gpu:
