@@ -17,7 +17,9 @@ from ._frameworks import cast, device_index, empty_beside, framework, moved, on_
 
 @dataclass(frozen=True)
 class Encoded:
-    """Encoded vectors of one side; `...` are the axes the input had before head_dim. Planes are NumPy arrays, or torch or CuPy tensors on a GPU.
+    """Encoded vectors of one side; `...` are the axes the input had before head_dim. Planes are NumPy arrays, or torch or CuPy tensors on a GPU;
+    there scale, zero and residual_norm are fp32, as kernels write and read them, with values rounded to scale_dtype, to which `to("cpu")` and
+    tobytes narrow them.
 
     codes [..., code_bytes] uint8: the index of coordinate j in bits [j*b, (j+1)*b) of a row, LSB first. scale [...] (fp16 or fp32, as the spec
     says), zero [...] (uniform codecs), signs [..., head_dim/8] and residual_norm [...] (prod codecs); None where the codec has no such plane.
@@ -30,6 +32,7 @@ class Encoded:
     zero: Any = None
     signs: Any = None
     residual_norm: Any = None
+    scale_dtype: str = "float16"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,11 +50,16 @@ class Encoded:
     def to(self, device: Any) -> Encoded:
         """The same with planes as NumPy arrays ("cpu") or as tensors on a GPU ("cuda", "cuda:1": torch's, or CuPy's where only that is loaded)."""
         index = device_index(device)
-        return Encoded(self.side, self.head_dim, *(None if plane is None else moved(plane, index) for plane in self.planes))
+        planes = [None if plane is None else moved(plane, index) for plane in self.planes]
+        if index is None:
+            for real in (1, 2, 4):
+                if planes[real] is not None and on_gpu(self.planes[real]):
+                    planes[real] = cast(planes[real], self.scale_dtype)
+        return Encoded(self.side, self.head_dim, *planes, scale_dtype=self.scale_dtype)
 
     def tobytes(self) -> bytes:
         """All planes, one after another (codes, scale, zero, signs, residual_norm), C order, little endian; Codec.frombytes is the inverse."""
-        return b"".join(moved(plane, None).tobytes() for plane in self.planes if plane is not None)
+        return b"".join(plane.tobytes() for plane in self.to("cpu").planes if plane is not None)
 
 
 class Codec:
@@ -91,6 +99,8 @@ class Codec:
             half: _core.SideCodec(self._spec_json, half, self._head_dim, self._calibration, self._layer) for half in ("k", "v")
         }
         self._on_gpu: dict[int, _core.GpuCodec] = {}
+        members = self.spec
+        self._reals: dict[str, str] = {half: members[half]["scale_dtype"] for half in ("k", "v")}
         self._stored = {half: self._planes_of(half) for half in ("k", "v")}
 
     @property
@@ -134,7 +144,7 @@ class Codec:
         first = integer(position0, "position0", 0, 2**62)
         count = self._threads_of(threads)
         planes = self._encode_on_gpu(x, half, zero, first) if on_gpu(x) else self._sides[half].encode(x, count, zero, first)
-        return Encoded(half, self._head_dim, *planes)
+        return Encoded(half, self._head_dim, *planes, scale_dtype=self._reals[half])
 
     def decode(
         self, encoded: Encoded, *, out: Any = None, dtype: Any = None, threads: int | None = None, rotated: bool = False, position0: int = 0
@@ -171,7 +181,7 @@ class Codec:
     def _planes_of(self, half: str) -> tuple[tuple[str, tuple[int, ...]] | None, ...]:
         """The planes a side has: dtype they are stored with, axis of their own."""
         core = self._sides[half]
-        real = (self.spec[half]["scale_dtype"], ())
+        real = (self._reals[half], ())
         signs = core.has_signs
         present = (True, core.has_scale, core.has_zero, signs, signs)
         planes = (("uint8", (core.code_bytes,)), real, real, ("uint8", (self._head_dim // 8,)), real)
@@ -185,13 +195,12 @@ class Codec:
             raise HeadDimError(f"x of shape {shape} given to a codec of head_dim {self._head_dim}")
         if zero:
             x = framework(x).nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
-        stored = self._stored[half]
+        leading = shape[:-1]
+        planes = tuple(empty_beside(x, *(plane and (leading + plane[1], "uint8" if plane[1] else "float32") for plane in self._stored[half])))
         with on_device(device):
             core = self._gpu(device)
-            # Kernels write reals as fp32, already rounded to the width they are stored with.
-            planes = tuple(None if plane is None else empty_beside(x, (*shape[:-1], *plane[1]), "uint8" if plane[1] else "float32") for plane in stored)
             core.encode(half, x, planes, _positions(x, core.needs_positions(half), first, shape))
-            return tuple(None if kind is None else cast(plane, kind[0]) for plane, kind in zip(planes, stored))
+        return planes
 
     def _decode_on_gpu(self, encoded: Encoded, half: str, out: Any, dtype: Any, rotated: bool, first: int) -> Any:
         codes = encoded.codes
@@ -205,7 +214,7 @@ class Codec:
         planes = tuple(cast(plane, "float32") if index in (1, 2, 4) and on_gpu(plane) else plane for index, plane in enumerate(encoded.planes))
         with on_device(device):
             core = self._gpu(device)
-            target = empty_beside(codes, shape, wanted) if wanted is not None else out
+            target = empty_beside(codes, (shape, wanted))[0] if wanted is not None else out
             core.decode(half, planes, target, rotated, None if rotated else _positions(codes, core.needs_positions(half), first, shape))
         return target
 
@@ -238,7 +247,7 @@ class Codec:
             count = n * kind.itemsize * (own[0] if own else 1)
             planes.append(raw[offset : offset + count].view(kind).reshape(*leading, *own))
             offset += count
-        return Encoded(check_side(side), self._head_dim, *planes)
+        return Encoded(check_side(side), self._head_dim, *planes, scale_dtype=self._reals[check_side(side)])
 
     def _threads_of(self, threads: int | None) -> int:
         return self._threads if threads is None else integer(threads, "threads", 0, 4096)

@@ -58,18 +58,22 @@ def on_gpu(x: Any) -> bool:
     return cupy is not None and isinstance(x, cupy.ndarray)
 
 
-def empty_beside(x: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    """An uninitialised tensor of x's framework where x is; dtype by NumPy's name, or bfloat16 for torch."""
+def empty_beside(x: Any, *wanted: tuple[tuple[int, ...], str] | None) -> list[Any]:
+    """Uninitialised tensors of x's framework where x is, one for each (shape, dtype); dtypes by NumPy's name, or bfloat16 for torch. None stays."""
     module = framework(x)
-    if module is np or module.__name__ == "cupy":
-        return module.empty(shape, dtype)
-    return module.empty(shape, dtype=getattr(module, dtype), device=x.device)
+    if module.__name__ != "torch":
+        return [None if one is None else module.empty(*one) for one in wanted]
+    device = x.device
+    return [None if one is None else module.empty(one[0], dtype=getattr(module, one[1]), device=device) for one in wanted]
 
 
 def cast(x: Any, dtype: str) -> Any:
     """x itself where it is of that dtype already."""
     module = framework(x)
-    return x.to(getattr(module, dtype)) if module.__name__ == "torch" else x.astype(dtype, copy=False)
+    if module.__name__ != "torch":
+        return x.astype(dtype, copy=False)
+    wanted = getattr(module, dtype)
+    return x if x.dtype == wanted else x.to(wanted)
 
 
 def moved(x: Any, device: int | None) -> Any:
