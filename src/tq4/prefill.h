@@ -45,7 +45,7 @@ struct PrefillParams {
   const float* sink_logits = nullptr;
   bool qk_int8 = false;       ///< logits from int8 queries and keys (Hopper, head_dim 128): an approximation, docs/gpu.md has its error
   bool general_path = false;  ///< do not take the Hopper kernel where it would serve
-  void* workspace = nullptr;  ///< 256-byte aligned; contents do not matter
+  void* workspace = nullptr;  ///< 16-byte aligned; contents do not matter
   std::size_t workspace_bytes = 0;
 };
 /// Bytes for fp16 K and V of num_seqs * max_kv_len tokens (rounded up to tiles of 128), with qk_int8 also for int8 queries and keys.

@@ -172,6 +172,7 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
       wgmma_commit();
     };
     const auto release = [&](std::uint32_t bar) {
+      if constexpr (Int8) __syncwarp();  // all lanes have read the keys' scales
       if (lane == 0) mbarrier_arrive(bar);
     };
     /// Logits to weights, not yet normalised; alpha: what the rows' earlier sums are to be multiplied by.
