@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <numbers>
@@ -10,6 +11,7 @@
 
 #include "core/linalg.h"
 #include "cuda/check.h"
+#include "cuda/tiles/image.h"
 #include "tq4/gpu.h"
 
 namespace tq4::gpu {
@@ -59,9 +61,43 @@ void split(const std::vector<float>& m, std::vector<std::uint16_t>& hi, std::vec
 
 std::vector<float> to_fp32(const std::vector<double>& values) { return {values.begin(), values.end()}; }
 
+/// Cells of encode/lanes.cuh, where 32 of them hold at most one boundary each.
+void add_cells(Arena& arena, const std::vector<float>& boundaries, const std::vector<float>& centroids, SideTables& t) {
+  if (centroids.empty() || centroids.size() > 16) return;
+  const float first = boundaries.front(), last = boundaries.back(), margin = first < last ? (last - first) / 28.0f : 0.01f;
+  const float scale = 1.0f / (last - first + 2 * margin), offset = (margin - first) * scale;
+  std::vector<float> cells(96);
+  int below = 0;
+  for (std::size_t c = 0; c < 32; ++c) {
+    cells[c + 32] = centroids[(15 - c % 16) % centroids.size()];
+    cells[c + 64] = centroids[c % centroids.size()];
+  }
+  for (int c = 0; c < 32; ++c) {
+    float& cell = cells[static_cast<std::size_t>(c)];
+    const auto code = static_cast<std::uint32_t>(14 - below) & 15u;  // as lanes.cuh wants it
+    cell = std::bit_cast<float>(0x7f7ffff0u | code);
+    const auto place = [&](float z) {
+      return static_cast<int>(std::fma(std::clamp(std::fma(z, scale, offset), 0.0f, 1.0f), 31.0f, 8388608.0f) - 8388608.0f);
+    };
+    if (below == static_cast<int>(boundaries.size()) || place(boundaries[static_cast<std::size_t>(below)]) != c) continue;
+    const float boundary = boundaries[static_cast<std::size_t>(below)];
+    if (++below < static_cast<int>(boundaries.size()) && place(boundaries[static_cast<std::size_t>(below)]) <= c) return;
+    const auto bits = std::bit_cast<std::uint32_t>(boundary);
+    std::uint32_t best = (bits & ~15u) | code;
+    if (best > bits + 8) best -= 16;
+    if (best + 8 < bits) best += 16;
+    cell = std::bit_cast<float>((bits & 0x7fffffffu) < 16 ? 0x80000000u | code : best);  // 0 is not below a boundary of 0
+  }
+  if (below != static_cast<int>(boundaries.size())) return;
+  arena.add(t.cells, cells);
+  t.cell_scale = scale;
+  t.cell_offset = offset;
+}
+
 void add_code_tables(Arena& arena, const Codec& codec, SideTables& t) {
   arena.add(t.centroids, to_fp32(codec.codebook().centroids));
   arena.add(t.boundaries, to_fp32(codec.codebook().boundaries));
+  add_cells(arena, to_fp32(codec.codebook().boundaries), to_fp32(codec.codebook().centroids), t);
   arena.add(t.outlier_centroids, to_fp32(codec.outlier_codebook().centroids));
   arena.add(t.outlier_boundaries, to_fp32(codec.outlier_codebook().boundaries));
   arena.add(t.qjl, codec.qjl_matrix());
@@ -104,6 +140,12 @@ void add_transform(Arena& arena, const Codec& codec, const SideCalibration& cali
   split(inverse_t, hi, lo);
   arena.add(t.query_hi, hi), arena.add(t.query_lo, lo);
   if (t.butterflies) arena.add(t.hadamard_signs, codec.rotation().signs);
+  if (has_image(dim) && !t.identity) {
+    t.image_parts = t.hadamard ? 1 : 2;
+    t.image_scale = t.hadamard ? std::abs(forward[0]) : 1.0f;
+    arena.add(t.forward_image, matrix_image(forward, copies, dim, LaneOrder::Quarters, LaneOrder::Chunks, t.image_parts, t.hadamard));
+    arena.add(t.inverse_image, matrix_image(inverse, copies, dim, LaneOrder::Chunks, LaneOrder::Quarters, t.image_parts, t.hadamard));
+  }
 
   const std::size_t centres = static_cast<std::size_t>(heads) * dim;
   if (!calibration.centre.empty()) {

@@ -57,6 +57,16 @@ struct SideTables {
       nullptr;            ///< what inverse turns into centre (forward * centre where they are inverses) [num_kv_heads, D] or null
   bool feedback = false;  ///< codes are made with HeadTransform::feedback: encode and store refuse, decoding is as ever
   const std::uint64_t* rope_turns = nullptr;  ///< [rope_dim / 2] turns a position in units of 2^-64 (wraps); with rope_mu only
+  /// Matrices for the tensor cores as src/cuda/tiles/image.h lays them out: fp16, image_parts parts a head (hi, lo; a Hadamard's is +-1 in one
+  /// part, products are multiplied with image_scale). Null where there is none for this D, or the transform is the identity.
+  const std::uint16_t* forward_image = nullptr;
+  const std::uint16_t* inverse_image = nullptr;
+  int image_parts = 0;
+  float image_scale = 1;
+  /// Scalar codebooks of up to 4 bits: 32 equal cells of z with at most one boundary each (src/cuda/encode/lanes.cuh), then the
+  /// centroids of codes 15 - i % 16 and i, i = 0 .. 31
+  const float* cells = nullptr;
+  float cell_scale = 0, cell_offset = 0;
   bool per_head = false;
   bool hadamard = false;     ///< forward is an (un)signed Hadamard of one power-of-two block: butterflies serve
   bool butterflies = false;  ///< forward is a Hadamard of any D: blocks are the powers of two D is the sum of, largest first
@@ -105,9 +115,11 @@ struct EncodeParams {
   const std::int64_t* positions = nullptr;         ///< [n] token positions, for rope_mu only
   EncodedOut out;                                  ///< device planes [n, heads]
   bool single_fp16_rotation = false;               ///< one fp16 product instead of the split: faster, some codes flip near boundaries
+  bool sequential = false;                         ///< sum as the CPU does, one product after the other: slower, its bytes
 };
-/// The bytes Codec::encode gives with the same transform: equal but for coordinates within rounding of a boundary where rope_mu is used
-/// or single_fp16_rotation is set. NaN or infinity in x gives that vector a scale that is not finite (a kernel cannot throw).
+/// The bytes Codec::encode gives with the same transform, but for coordinates within 1e-5 of a boundary (of a unit vector) and scales within 1e-6
+/// of a tie between two fp16 numbers: rotations go over the tensor cores where docs/gpu.md says so. Equal where `sequential` is set and
+/// rope_mu not used. NaN or infinity in x gives that vector a scale that is not finite (a kernel cannot throw).
 void encode(const DeviceCodec& codec, Side side, const EncodeParams& params, Stream stream);
 
 struct StoreParams {
@@ -119,6 +131,7 @@ struct StoreParams {
   const std::int64_t* slot_mapping = nullptr;                                                 ///< [n]; negative = skip
   const std::int64_t* positions = nullptr;                                                    ///< [n], for rope_mu only
   PagedCache cache;
+  bool sequential = false;  ///< as EncodeParams::sequential
 };
 /// Encode and scatter K and V in one launch.
 void store(const DeviceCodec& codec, const StoreParams& params, Stream stream);
@@ -134,7 +147,10 @@ struct DequantParams {
   bool rotated = true;  ///< leave in rotated space
   const std::int64_t* positions = nullptr;
   bool high_nibble_first = false;  ///< codes as turboquant-vllm packs them
+  bool sequential = false;         ///< as EncodeParams::sequential
 };
+/// Rows as Codec::decode and decode_rotated give them, rounded to out_dtype. Original space goes over the tensor cores where docs/gpu.md says
+/// so: within 5e-4 of the row's norm for fp16 and bf16 before their own rounding, 1e-6 for fp32. Equal where `sequential` is set.
 void dequant(const DeviceCodec& codec, Side side, const DequantParams& params, Stream stream);
 
 struct DequantPagesParams {
@@ -148,6 +164,7 @@ struct DequantPagesParams {
   void* v_out = nullptr;
   DType out_dtype = DType::F16;
   bool rotated = true;
+  bool sequential = false;  ///< as EncodeParams::sequential
 };
 void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& params, Stream stream);
 

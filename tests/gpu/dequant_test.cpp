@@ -1,5 +1,6 @@
-// dequant and dequant_pages against Codec::decode: the same floats bit for bit in rotated space and, where no sine is involved, in original
-// space; fp16 and bf16 are those floats rounded.
+// dequant and dequant_pages against Codec::decode: the same floats bit for bit in rotated space and, where no sine is involved and `sequential` is
+// set, in original space; fp16 and bf16 are those floats rounded. On the tensor cores: close to them.
+#include <cmath>
 #include <cstring>
 
 #include "gpu/decode_harness.h"
@@ -16,7 +17,7 @@ TEST(Dequant, PlanesGiveTheFloatsOfTheCpu) {
     CalibrationOptions calibration;
   };
   constexpr int kHeads = 2;
-  constexpr std::size_t kTokens = 301;
+  constexpr std::size_t kTokens = 301;  // more than the tensor cores' tiles of 64 rows, and no multiple of them
   for (const Case& c : {Case{"tq4", 128, {}}, Case{"tq3", 96, {}}, Case{"tq2", 64, {}}, Case{"tq1", 80, {}}, Case{"tq6", 256, {}},
                         Case{"tq8", 512, {}}, Case{"tq4-2d", 128, {}}, Case{"tq4-prod", 64, {}}, Case{"tq2.5", 128, {}},
                         Case{"k8v4", 128, {}}, Case{"fp16", 72, {}}, Case{"vllm:4bit_nc", 128, {}}, Case{"vllm:3bit_nc", 96, {}},
@@ -80,6 +81,22 @@ TEST(Dequant, PlanesGiveTheFloatsOfTheCpu) {
           p.rotated = rotated;
           p.positions = device_positions.get();
           dequant(codec, side, p, nullptr);
+          if (!rotated) {
+            const std::vector<std::uint8_t> close = out.host();
+            std::vector<float> values(rows * dim);
+            to_float(close.data(), dtype, values.size(), values.data());
+            const double limit = dtype == DType::F32 ? 2e-6 : dtype == DType::F16 ? 1e-3 : 4e-3;
+            for (std::size_t r = 0; r < rows; ++r) {
+              double error = 0, norm = 0;
+              for (std::size_t j = 0; j < dim; ++j) {
+                error += std::pow(static_cast<double>(values[r * dim + j]) - static_cast<double>(want[r * dim + j]), 2);
+                norm += std::pow(static_cast<double>(want[r * dim + j]), 2);
+              }
+              ASSERT_LE(std::sqrt(error), limit * std::sqrt(norm) + (c.calibration.rope ? 1e-3 : 0.0)) << dtype_name(dtype) << " row " << r;
+            }
+            p.sequential = true;
+            dequant(codec, side, p, nullptr);
+          }
           const std::vector<std::uint8_t> got = out.host();
           if (c.calibration.rope && side == Side::K && !rotated) {
             std::vector<float> values(rows * dim);
@@ -156,9 +173,9 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
     const auto& params = problem.params();
     constexpr std::int64_t kMax = 128;
     const std::size_t count = d.lengths.size() * static_cast<std::size_t>(d.kv_heads) * kMax * static_cast<std::size_t>(c.dim);
-    const Device<float> k(count), v(count);
-    for (const bool rotated : {true, false}) {
-      k.get();
+    Device<float> k(count), v(count);
+    for (const auto& [rotated, sequential] : {std::pair{true, false}, std::pair{false, true}, std::pair{false, false}}) {
+      k.fill(0xa5), v.fill(0xa5);
       DequantPagesParams p;
       p.cache = params.cache;
       p.block_table = params.block_table;
@@ -170,6 +187,7 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
       p.v_out = v.get();
       p.out_dtype = DType::F32;
       p.rotated = rotated;
+      p.sequential = sequential;
       dequant_pages(problem.codec(), p, nullptr);
       const std::vector<float> got[2] = {k.host(), v.host()};
       for (std::size_t s = 0; s < d.lengths.size(); ++s) {
@@ -178,8 +196,17 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
           for (std::size_t h = 0; h < static_cast<std::size_t>(d.kv_heads); ++h) {
             const std::size_t n = static_cast<std::size_t>(d.lengths[s]) * static_cast<std::size_t>(c.dim);
             const float* from = got[side].data() + (s * static_cast<std::size_t>(d.kv_heads) + h) * kMax * static_cast<std::size_t>(c.dim);
-            EXPECT_TRUE(std::equal(from, from + n, want[side].begin() + static_cast<std::ptrdiff_t>(h * n)))
-                << "sequence " << s << " side " << side << " head " << h;
+            const float* expected = want[side].data() + h * n;
+            if (rotated || sequential) {
+              EXPECT_TRUE(std::equal(from, from + n, expected)) << "sequence " << s << " side " << side << " head " << h;
+            } else {
+              double error = 0, norm = 0;
+              for (std::size_t i = 0; i < n; ++i) {
+                error += std::pow(static_cast<double>(from[i]) - static_cast<double>(expected[i]), 2);
+                norm += std::pow(static_cast<double>(expected[i]), 2);
+              }
+              EXPECT_LE(std::sqrt(error), 2e-6 * std::sqrt(norm)) << "sequence " << s << " side " << side << " head " << h;
+            }
             // Rows from the length on are left alone.
             std::uint32_t word = 0;
             std::memcpy(&word, from + n, 4);

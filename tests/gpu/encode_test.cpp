@@ -1,7 +1,9 @@
-// encode against Codec::encode: the same bytes. The kernels repeat the reference's roundings one by one, so codes and scales must be equal bit
-// for bit; only centring before RoPE (sines of another library) may move a coordinate that lies next to a boundary, and is counted.
-#include <array>
+// encode against Codec::encode. `sequential` repeats the reference's roundings one by one, so codes and scales must be equal bit for bit; only
+// centring before RoPE (sines of another library) may move a coordinate that lies next to a boundary, and is counted. On the tensor cores a
+// coordinate within rounding of a boundary may flip: flips are counted and their distance is checked (flips.h).
+#include <cstdio>
 
+#include "gpu/flips.h"
 #include "gpu/gpu_test.h"
 
 namespace tq4::gpu {
@@ -24,8 +26,11 @@ TEST_P(Encode, GivesTheBytesOfTheCpu) {
   const CodecSpec spec = spec_from_name(c.spec);
   const LayerCalibration calibration = made_up_calibration(spec, c.dim, kHeads, c.calibration, random);
   const DeviceCodec codec(spec, c.dim, kHeads, &calibration);
-  for (const int n : {1, 37, 3000}) {
-    if (n == 3000 && c.dim > 128) continue;
+  const int many = 64 * codec.device().sm_count / kHeads + 100;  // the kernels for many rows
+  Flips flips;
+  std::size_t coded = 0;
+  for (const int n : {1, 37, many}) {
+    if (n == many && c.dim > 128) continue;
     const std::size_t rows = static_cast<std::size_t>(n) * kHeads, dim = static_cast<std::size_t>(c.dim);
     const Values x = gaussian(rows * dim, c.dtype, random);
     std::vector<std::uint8_t> bytes = x.bytes;
@@ -38,8 +43,8 @@ TEST_P(Encode, GivesTheBytesOfTheCpu) {
     const Device<std::int64_t> device_positions(positions);
     for (const Side side : {Side::K, Side::V}) {
       const Codec& host = codec.host(side);
-      const Device<std::uint8_t> codes(rows * host.code_bytes()), signs(rows * dim / 8);
-      const Device<float> scale(rows), zero(rows), residual(rows);
+      Device<std::uint8_t> codes(rows * host.code_bytes()), signs(rows * dim / 8);
+      Device<float> scale(rows), zero(rows), residual(rows);
       EncodeParams p;
       p.x = device_x.get();
       p.x_dtype = c.dtype;
@@ -47,6 +52,11 @@ TEST_P(Encode, GivesTheBytesOfTheCpu) {
       p.heads = kHeads;
       p.positions = device_positions.get();
       p.out = {codes.get(), scale.get(), zero.get(), signs.get(), residual.get()};
+      encode(codec, side, p, nullptr);
+      const std::vector<std::uint8_t> tensor_codes = codes.host();
+      const std::vector<float> tensor_scale = scale.host(), tensor_zero = zero.host();
+      p.sequential = true;
+      codes.fill(0xa5), scale.fill(0xa5), zero.fill(0xa5);
       encode(codec, side, p, nullptr);
       const std::vector<std::uint8_t> got = codes.host(), got_signs = signs.host();
       const std::vector<float> got_scale = scale.host(), got_zero = zero.host(), got_residual = residual.host();
@@ -65,6 +75,23 @@ TEST_P(Encode, GivesTheBytesOfTheCpu) {
         host.encode(head_bytes.data(), c.dtype, n,
                     {want.data(), want_scale.data(), want_zero.data(), want_signs.data(), want_residual.data()},
                     head_transform(&calibration, side, h, 1000));
+        if (!(c.calibration.rope && side == Side::K)) {
+          std::vector<float> rows_x(count * dim);
+          to_float(head_bytes.data(), c.dtype, rows_x.size(), rows_x.data());
+          std::vector<std::uint8_t> head_codes(want.size());
+          std::vector<float> head_scale(count), head_zero(count);
+          for (std::size_t i = 0; i < count; ++i) {
+            const std::size_t at = i * kHeads + static_cast<std::size_t>(h);
+            std::copy_n(tensor_codes.begin() + static_cast<std::ptrdiff_t>(at * host.code_bytes()), host.code_bytes(),
+                        head_codes.begin() + static_cast<std::ptrdiff_t>(i * host.code_bytes()));
+            head_scale[i] = tensor_scale[at];
+            head_zero[i] = tensor_zero[at];
+          }
+          flips += count_flips(host, head_transform(&calibration, side, h, 1000), rows_x.data(), count,
+                               {want.data(), want_scale.data(), want_zero.data(), nullptr, nullptr},
+                               {head_codes.data(), head_scale.data(), head_zero.data(), nullptr, nullptr});
+          coded += count * dim;
+        }
         for (std::size_t i = 0; i < count; ++i) {
           const std::size_t at = i * kHeads + static_cast<std::size_t>(h);
           const bool same = std::equal(want.begin() + static_cast<std::ptrdiff_t>(i * host.code_bytes()),
@@ -83,6 +110,41 @@ TEST_P(Encode, GivesTheBytesOfTheCpu) {
       EXPECT_LE(differing_rows, allowed) << c.spec << " n " << n << (side == Side::K ? " K" : " V");
       EXPECT_LE(other_sums, allowed) << c.spec << " n " << n << (side == Side::K ? " K" : " V");
     }
+  }
+  EXPECT_EQ(flips.wrong, 0u) << "farthest " << flips.farthest;
+  EXPECT_LE(flips.codes, 2 + coded / 20000);
+  EXPECT_LE(flips.scales, 2 + coded / static_cast<std::size_t>(c.dim) / 200);
+  std::printf("%zu of %zu codes flipped (at most %.1e from a boundary), %zu of %zu scales\n", flips.codes, coded, flips.farthest,
+              flips.scales, coded / static_cast<std::size_t>(c.dim));
+}
+
+/// What single_fp16_rotation costs: flips are counted, none is far.
+TEST(EncodeSingle, FlipsAreCounted) {
+  TQ4_REQUIRE_DEVICE();
+  Random random(17);
+  const DeviceCodec codec(spec_from_name("tq4"), 128, 1);
+  const Codec& host = codec.host(Side::K);
+  for (const std::size_t rows : {std::size_t{50}, static_cast<std::size_t>(64 * codec.device().sm_count)}) {
+    const Values x = gaussian(rows * 128, DType::F16, random);
+    const Device<std::uint8_t> device_x(x.bytes), codes(rows * host.code_bytes());
+    const Device<float> scale(rows);
+    EncodeParams p;
+    p.x = device_x.get();
+    p.n = static_cast<std::int64_t>(rows);
+    p.out = {codes.get(), scale.get(), nullptr, nullptr, nullptr};
+    p.single_fp16_rotation = true;
+    encode(codec, Side::K, p, nullptr);
+    std::vector<std::uint8_t> want(codes.size());
+    std::vector<float> want_scale(rows);
+    host.encode(x.bytes.data(), DType::F16, p.n, {want.data(), want_scale.data(), nullptr, nullptr, nullptr});
+    const auto got = codes.host();
+    const auto got_scale = scale.host();
+    const Flips flips = count_flips(host, {}, x.floats.data(), rows, {want.data(), want_scale.data(), nullptr, nullptr, nullptr},
+                                    {got.data(), got_scale.data(), nullptr, nullptr, nullptr}, 3e-4);
+    std::printf("single fp16 product: %zu of %zu codes flipped (at most %.1e from a boundary), %zu of %zu scales\n", flips.codes,
+                rows * 128, flips.farthest, flips.scales, rows);
+    EXPECT_EQ(flips.wrong, 0u);
+    EXPECT_LE(flips.codes, rows * 128 / 500);
   }
 }
 
@@ -130,11 +192,20 @@ TEST(EncodeHadamard, BlocksAreThoseOfTheCpu) {
       p.n = kRows;
       p.out = {codes.get(), scale.get(), nullptr, nullptr, nullptr};
       encode(codec, Side::K, p, nullptr);
+      const auto tensor_codes = codes.host();
+      const auto tensor_scale = scale.host();
+      p.sequential = true;
+      encode(codec, Side::K, p, nullptr);
       std::vector<std::uint8_t> want(codes.size());
       std::vector<float> want_scale(kRows);
       codec.host(Side::K).encode(x.bytes.data(), DType::F16, kRows, {want.data(), want_scale.data(), nullptr, nullptr, nullptr});
       EXPECT_EQ(codes.host(), want) << dim;
       EXPECT_EQ(scale.host(), want_scale) << dim;
+      const Flips flips =
+          count_flips(codec.host(Side::K), {}, x.floats.data(), kRows, {want.data(), want_scale.data(), nullptr, nullptr, nullptr},
+                      {tensor_codes.data(), tensor_scale.data(), nullptr, nullptr, nullptr});
+      EXPECT_EQ(flips.wrong, 0u) << dim;
+      EXPECT_LE(flips.codes + flips.scales, 3u) << dim;
     }
   }
 }
@@ -154,6 +225,7 @@ TEST(EncodeStrides, RowsMayLieAnywhere) {
   p.token_stride = kDim;
   p.head_stride = kTokens * kDim;
   p.out = {codes.get(), scale.get(), nullptr, nullptr, nullptr};
+  p.sequential = true;
   encode(codec, Side::V, p, nullptr);
   std::vector<std::uint8_t> want(codes.size());
   std::vector<float> want_scale(scale.size());

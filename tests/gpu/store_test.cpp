@@ -1,5 +1,6 @@
-// store against encode on the CPU followed by write_pages: the same pages, byte for byte, in every layout, padded or with swapped axes; skipped
-// slots and foreign bytes stay as they were.
+// store against encode on the CPU followed by write_pages, in every layout, padded or with swapped axes: `sequential` gives the same pages byte for
+// byte; the tensor cores flip coordinates next to a boundary (flips.h) and nothing else. Skipped slots and foreign bytes stay as they were.
+#include "gpu/flips.h"
 #include "gpu/gpu_test.h"
 #include "tq4/layout.h"
 
@@ -37,7 +38,10 @@ TEST_P(Store, GivesThePagesOfTheCpu) {
   const DeviceCodec codec(layout.spec, c.dim, kHeads);
   const auto dim = static_cast<std::size_t>(c.dim);
   std::vector<std::uint8_t> pages(static_cast<std::size_t>(layout.block_stride * kBlocks), 0x5a);
-  const Device<std::uint8_t> cache(pages);
+  const Device<std::uint8_t> cache(pages), tensor_cache(pages);
+  std::vector<std::uint8_t> tensor_pages = pages;
+  Flips flips;
+  std::size_t coded = 0;
   for (const std::int64_t n : {std::int64_t{1}, std::int64_t{9}, std::int64_t{kBlocks} * c.block_size}) {
     std::vector<std::int64_t> slots(static_cast<std::size_t>(kBlocks * c.block_size));
     for (std::size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<std::int64_t>(i);
@@ -53,7 +57,10 @@ TEST_P(Store, GivesThePagesOfTheCpu) {
     p.v = dv.get();
     p.n = n;
     p.slot_mapping = device_slots.get();
+    p.cache = {layout, tensor_cache.get(), kBlocks};
+    store(codec, p, nullptr);
     p.cache = {layout, cache.get(), kBlocks};
+    p.sequential = true;
     store(codec, p, nullptr);
 
     struct Planes {
@@ -70,6 +77,76 @@ TEST_P(Store, GivesThePagesOfTheCpu) {
     write_pages(layout, {ek.codes.data(), ek.scale.data(), ek.zero.data(), nullptr, nullptr},
                 {ev.codes.data(), ev.scale.data(), ev.zero.data(), nullptr, nullptr}, slots.data(), n, pages.data(), kBlocks);
     EXPECT_EQ(cache.host(), pages) << "n " << n;
+
+    // What the tensor cores stored, read back, against the CPU's; written again it must be all that changed.
+    const auto stored = tensor_cache.host();
+    Planes gk{std::vector<std::uint8_t>(ek.codes.size(), 0), std::vector<float>(count), std::vector<float>(count)};
+    Planes gv{std::vector<std::uint8_t>(ev.codes.size(), 0), std::vector<float>(count), std::vector<float>(count)};
+    std::vector<std::int64_t> readable = slots;  // a skipped token has nothing to read: its row is the CPU's
+    for (std::int64_t& slot : readable) slot = std::max<std::int64_t>(slot, 0);
+    const auto out_of = [](Planes& x) { return EncodedOut{x.codes.data(), x.scale.data(), x.zero.data(), nullptr, nullptr}; };
+    read_pages(layout, stored.data(), kBlocks, readable.data(), n, out_of(gk), out_of(gv));
+    write_pages(layout, {gk.codes.data(), gk.scale.data(), gk.zero.data(), nullptr, nullptr},
+                {gv.codes.data(), gv.scale.data(), gv.zero.data(), nullptr, nullptr}, slots.data(), n, tensor_pages.data(), kBlocks);
+    EXPECT_EQ(stored, tensor_pages) << "n " << n;
+    for (std::size_t token = 0; token < slots.size(); ++token) {
+      if (slots[token] < 0) continue;
+      const std::size_t at = token * kHeads;
+      for (const Side side : {Side::K, Side::V}) {
+        const Planes &want = side == Side::K ? ek : ev, &got = side == Side::K ? gk : gv;
+        const Codec& host = codec.host(side);
+        const auto in = [&](const Planes& x) {
+          return EncodedIn{x.codes.data() + at * host.code_bytes(), x.scale.data() + at, x.zero.data() + at, nullptr, nullptr};
+        };
+        flips += count_flips(host, {}, (side == Side::K ? k : v).floats.data() + at * dim, kHeads, in(want), in(got));
+        coded += kHeads * dim;
+      }
+    }
+  }
+  EXPECT_EQ(flips.wrong, 0u) << "farthest " << flips.farthest;
+  EXPECT_LE(flips.codes, 2 + coded / 20000);
+}
+
+/// Many tokens at once go through another kernel than a step.
+TEST(Store, ManyTokensAreThoseOfAFew) {
+  TQ4_REQUIRE_DEVICE();
+  Random random(4);
+  constexpr int kHeads = 2, kDim = 128, kBlockSize = 16;
+  for (const char* name : {"tq4", "k4v3", "k8v4"}) {
+    const CodecSpec spec = spec_from_name(name);
+    const DeviceCodec codec(spec, kDim, kHeads);
+    const PageLayout layout = make_layout(LayoutKind::Native, spec, kHeads, kDim, kBlockSize);
+    const std::int64_t n = 64 * codec.device().sm_count / (2 * kHeads) + 37, blocks = (n + kBlockSize - 1) / kBlockSize;
+    std::vector<std::int64_t> slots(static_cast<std::size_t>(n));
+    for (std::size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<std::int64_t>(i);
+    std::shuffle(slots.begin(), slots.end(), random);
+    slots[10] = -1;
+    const std::size_t elements = static_cast<std::size_t>(n) * kHeads * kDim;
+    const Values k = gaussian(elements, DType::F16, random), v = gaussian(elements, DType::F16, random);
+    const Device<std::uint8_t> dk(k.bytes), dv(v.bytes),
+        whole(std::vector<std::uint8_t>(static_cast<std::size_t>(layout.block_stride * blocks))),
+        parts(std::vector<std::uint8_t>(static_cast<std::size_t>(layout.block_stride * blocks)));
+    const Device<std::int64_t> device_slots(slots);
+    StoreParams p;
+    p.k = dk.get();
+    p.v = dv.get();
+    p.n = n;
+    p.slot_mapping = device_slots.get();
+    p.cache = {layout, whole.get(), blocks};
+    store(codec, p, nullptr);
+    p.cache = {layout, parts.get(), blocks};
+    for (std::int64_t first = 0; first < n; first += 20) {
+      StoreParams some = p;
+      some.k = dk.get() + first * kHeads * kDim * 2;
+      some.v = dv.get() + first * kHeads * kDim * 2;
+      some.n = std::min<std::int64_t>(20, n - first);
+      some.slot_mapping = device_slots.get() + first;
+      store(codec, some, nullptr);
+    }
+    const auto a = whole.host(), b = parts.host();
+    std::size_t differing = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) differing += a[i] != b[i] ? 1 : 0;
+    EXPECT_LE(differing, 2 + elements / 20000) << name;
   }
 }
 

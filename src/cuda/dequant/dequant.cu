@@ -1,8 +1,10 @@
-// dequant: planes back to rows, in rotated or original space. A block takes 16 rows of one head; a warp decodes a row at a time. Rotated
-// rows of plain scalar codecs take a kernel of their own with no shared rows: a thread reads the codes of 8 coordinates and writes them.
+// dequant: planes back to rows, in rotated or original space. Rotated rows of plain scalar codecs: a thread reads the codes of 8 coordinates and
+// writes them. Original space of scalar codecs: the tensor cores (tiles.cuh). The rest, as the CPU does: a block takes 16 rows of one head,
+// a warp decodes a row at a time.
 #include <bit>
 
 #include "cuda/dequant/dequant.cuh"
+#include "cuda/dequant/tiles.cuh"
 #include "cuda/launch.cuh"
 
 namespace tq4::gpu {
@@ -46,67 +48,84 @@ __global__ void __launch_bounds__(kDequantThreads) dequant_kernel(const __grid_c
              [&](int r) { return token0 + r < a.n ? ((token0 + r) * a.heads + head) * dim : -1; });
 }
 
-/// Rotated space, at most 4 bits, no norm correction: value = scale * (table entry) or scale * code + zero, straight from codes to out.
-template <class Out>
-__global__ void __launch_bounds__(256) stream_kernel(const __grid_constant__ DequantArgs a) {
-  __shared__ float2 table[256];
-  const int width = a.nibbles_high ? 4 : a.codec.bits, codes = 1 << a.codec.bits;
-  for (int e = threadIdx.x; e < 1 << (2 * width); e += blockDim.x) {
-    int even = e & ((1 << width) - 1), odd = e >> width;
-    if (a.nibbles_high) {
-      const int swap = even;
-      even = odd;
-      odd = swap;
-    }
-    float2 v = make_float2(0.0f, 0.0f);
-    if (even < codes && odd < codes) {
-      if (a.codec.has_zero) {
-        v = make_float2(static_cast<float>(even), static_cast<float>(odd));
-      } else if (a.codec.t.pair_points) {
-        v = reinterpret_cast<const float2*>(a.codec.t.pair_points)[even | odd << a.codec.bits];
-      } else {
-        v = make_float2(a.codec.t.centroids[even], a.codec.t.centroids[odd]);
-      }
-    }
-    table[e] = v;
+constexpr int kStreamThreads = 256, kStreamGroups = 4;
+
+/// Rotated space, at most 4 bits, no norm correction: value = scale * centroid or scale * code + zero, straight from codes to out. A thread has
+/// kStreamGroups groups of 8 coordinates in flight; centroids come from the lane that knows them, pairs (Pairs) from shared memory.
+template <class Out, bool Pairs>
+__global__ void __launch_bounds__(kStreamThreads) stream_kernel(const __grid_constant__ DequantArgs a) {
+  __shared__ float2 pairs[Pairs ? 256 : 1];
+  const int bits = a.codec.bits, width = a.nibbles_high ? 4 : bits, groups = a.codec.dim / 8;
+  const int lane = static_cast<int>(threadIdx.x) & 31, code = lane & ((1 << bits) - 1);
+  float unit = 0.0f;
+  if constexpr (Pairs) {
+    for (int e = threadIdx.x; e < 1 << (2 * bits); e += kStreamThreads)
+      pairs[e] = reinterpret_cast<const float2*>(a.codec.t.pair_points)[e];
+    __syncthreads();
+  } else {
+    unit = a.codec.has_zero ? static_cast<float>(code) : a.codec.t.centroids[code];
   }
-  __syncthreads();
-  const int groups = a.codec.dim / 8;
-  const std::int64_t total = a.n * a.heads * groups, step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  const unsigned mask = (1u << (2 * width)) - 1;
-#pragma unroll 2
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += step) {
-    const std::int64_t row = a.group_shift >= 0 ? i >> a.group_shift : i / groups;
-    const int g = static_cast<int>(i - row * groups);
-    auto bits = static_cast<unsigned>(get_bytes(a.in.codes + row * a.row_bytes + g * width, width));
-    const float scale = a.in.scale[row], zero = a.codec.has_zero ? a.in.zero[row] : 0.0f;
-    float v[8];
+  const std::int64_t total = a.n * a.heads * groups, step = static_cast<std::int64_t>(gridDim.x) * kStreamThreads * kStreamGroups;
+  for (std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kStreamThreads + threadIdx.x - lane) * kStreamGroups + lane;
+       first - lane < total; first += step) {
+    unsigned w[kStreamGroups];
+    float scale[kStreamGroups], zero[kStreamGroups];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const float2 unit = table[bits & mask];
-      bits >>= 2 * width;
-      v[2 * k] = a.codec.has_zero ? __fmaf_rn(scale, unit.x, zero) : __fmul_rn(scale, unit.x);
-      v[2 * k + 1] = a.codec.has_zero ? __fmaf_rn(scale, unit.y, zero) : __fmul_rn(scale, unit.y);
+    for (int q = 0; q < kStreamGroups; ++q) {
+      const std::int64_t i = min(first + 32 * q, total - 1), row = a.group_shift >= 0 ? i >> a.group_shift : i / groups;
+      w[q] = static_cast<unsigned>(get_bytes(a.in.codes + row * a.row_bytes + static_cast<int>(i - row * groups) * width, width));
+      scale[q] = a.in.scale[row];
+      zero[q] = a.codec.has_zero ? a.in.zero[row] : 0.0f;
     }
-    if constexpr (sizeof(Out) == 4) {
-      auto* to = reinterpret_cast<float4*>(static_cast<float*>(a.out) + i * 8);
-      to[0] = make_float4(v[0], v[1], v[2], v[3]);
-      to[1] = make_float4(v[4], v[5], v[6], v[7]);
-    } else {
-      unsigned w[4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if constexpr (std::is_same_v<Out, __half>) {
-          const __half2 h = __floats2half2_rn(v[2 * k], v[2 * k + 1]);
-          w[k] = *reinterpret_cast<const unsigned*>(&h);
+    for (int q = 0; q < kStreamGroups; ++q) {
+      if (a.nibbles_high) w[q] = (w[q] >> 4 & 0x0f0f0f0fu) | (w[q] & 0x0f0f0f0fu) << 4;
+      float v[8];
+#pragma unroll
+      for (int k = 0; k < 8; k += 2) {
+        float2 u;
+        if constexpr (Pairs) {
+          const unsigned mask = (1u << bits) - 1;
+          u = pairs[(w[q] >> (k * width) & mask) | (w[q] >> ((k + 1) * width) & mask) << bits];
         } else {
-          w[k] = to_bf16_bits(v[2 * k]) | static_cast<unsigned>(to_bf16_bits(v[2 * k + 1])) << 16;
+          u = make_float2(__shfl_sync(~0u, unit, static_cast<int>(w[q] >> (k * width))),
+                          __shfl_sync(~0u, unit, static_cast<int>(w[q] >> ((k + 1) * width))));
         }
+        v[k] = a.codec.has_zero ? __fmaf_rn(scale[q], u.x, zero[q]) : __fmul_rn(scale[q], u.x);
+        v[k + 1] = a.codec.has_zero ? __fmaf_rn(scale[q], u.y, zero[q]) : __fmul_rn(scale[q], u.y);
       }
-      *reinterpret_cast<uint4*>(static_cast<unsigned short*>(a.out) + i * 8) = make_uint4(w[0], w[1], w[2], w[3]);
+      if (first + 32 * q < total)
+        put_eight(a.out, sizeof(Out) == 4 ? DType::F32 : std::is_same_v<Out, __half> ? DType::F16 : DType::BF16, (first + 32 * q) * 8, v);
     }
   }
 }
+
+/// Rows of planes for inverse_tiles.
+struct PlaneRows {
+  InverseSide plane_side;
+  EncodedIn in;
+  std::int64_t n;
+  int heads, row_bytes, dtype;
+  void* to;
+  unsigned zero = 0;
+  __device__ __forceinline__ const InverseSide& side() const { return plane_side; }
+  __device__ __forceinline__ void* out() const { return to; }
+  __device__ __forceinline__ unsigned count() const { return static_cast<unsigned>(plane_side.codec.t.per_head ? n : n * heads); }
+  __device__ __forceinline__ InverseRow row(unsigned i) const {
+    const std::int64_t at = plane_side.codec.t.per_head ? static_cast<std::int64_t>(i) * heads + blockIdx.y : i;
+    const int head = plane_side.codec.t.per_head ? static_cast<int>(blockIdx.y) : static_cast<int>(i % static_cast<unsigned>(heads));
+    return {in.codes + at * row_bytes, 0, head, __ldcs(in.scale + at), at * plane_side.codec.dim};
+  }
+  __device__ __forceinline__ int image_head() const { return static_cast<int>(blockIdx.y); }
+  template <int G>
+  __device__ __forceinline__ void fetch(unsigned (&raw)[G], const InverseRow& row, int t) const {
+    fetch_groups(raw, row.codes + G * plane_side.row_bits * t, plane_side.row_bits);
+  }
+  template <int G>
+  __device__ __forceinline__ void spread(unsigned (&w)[G], const unsigned (&raw)[G]) const {
+    spread_groups(w, raw, plane_side.row_bits);
+  }
+};
 
 }  // namespace
 
@@ -142,15 +161,28 @@ void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream
   const bool streams = p.rotated && a.codec.has_scale && a.codec.bits <= 4 && !a.codec.norm_correction && !a.codec.has_signs &&
                        a.codec.outliers == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 16 == 0;
   if (streams) {
-    const std::int64_t groups = p.n * p.heads * (codec.head_dim() / 8);
-    const auto grid = static_cast<unsigned>(std::min<std::int64_t>((groups + 255) / 256, codec.device().sm_count * 8));
-    if (p.out_dtype == DType::F32) {
-      launch_kernel(kWhere, {grid, 256, 0, cuda_stream}, stream_kernel<float>, a);
-    } else if (p.out_dtype == DType::F16) {
-      launch_kernel(kWhere, {grid, 256, 0, cuda_stream}, stream_kernel<__half>, a);
-    } else {
-      launch_kernel(kWhere, {grid, 256, 0, cuda_stream}, stream_kernel<unsigned short>, a);
+    const std::int64_t warps = (p.n * p.heads * (codec.head_dim() / 8) + 32 * kStreamGroups - 1) / (32 * kStreamGroups);
+    const auto grid =
+        static_cast<unsigned>(std::min<std::int64_t>((warps * 32 + kStreamThreads - 1) / kStreamThreads, codec.device().sm_count * 8));
+    const auto launch = [&](auto* kernel) { launch_kernel(kWhere, {grid, kStreamThreads, 0, cuda_stream}, kernel, a); };
+    const bool pairs = a.codec.t.pair_points != nullptr;
+    switch (p.out_dtype) {
+      case DType::F32: pairs ? launch(stream_kernel<float, true>) : launch(stream_kernel<float, false>); break;
+      case DType::F16: pairs ? launch(stream_kernel<__half, true>) : launch(stream_kernel<__half, false>); break;
+      default: pairs ? launch(stream_kernel<unsigned short, true>) : launch(stream_kernel<unsigned short, false>);
     }
+  } else if (!p.rotated && !p.sequential && inverse_serves(a.codec, p.out) && p.n <= (std::int64_t{1} << 31) / p.heads - 64 * p.heads &&
+             reinterpret_cast<std::uintptr_t>(p.in.codes) % 16 == 0) {
+    const PlaneRows rows{{a.codec, p.high_nibble_first ? 4 : a.codec.bits, p.high_nibble_first, inverse_parts(a.codec, p.out_dtype)},
+                         p.in,
+                         p.n,
+                         p.heads,
+                         a.row_bytes,
+                         a.dtype,
+                         p.out};
+    const bool by_head = a.codec.t.per_head;
+    launch_inverse(kWhere, rows, by_head ? p.n : p.n * p.heads, by_head ? static_cast<unsigned>(p.heads) : 1u, 1, a.codec.dim,
+                   rows.plane_side.parts, codec.device(), cuda_stream);
   } else {
     const std::size_t shared = dequant_shared(a.codec, table_bytes(a.codec));
     allow_shared(dequant_kernel, shared, codec.device().shared_bytes_per_block, kWhere);

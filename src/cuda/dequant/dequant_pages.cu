@@ -1,6 +1,7 @@
 // dequant_pages: the tokens of a batch from a paged cache, through the block table, to dense K and V [sequence, head, position, D], for engines
 // that keep their own attention: only pages a sequence uses are read; rows from its length on are not written.
 #include "cuda/dequant/dequant.cuh"
+#include "cuda/dequant/tiles.cuh"
 #include "cuda/launch.cuh"
 
 namespace tq4::gpu {
@@ -67,6 +68,51 @@ __global__ void __launch_bounds__(kDequantThreads) pages_kernel(const __grid_con
              [&](int r) { return token0 + r < length ? (first + token0 + r) * dim : static_cast<std::int64_t>(-1); });
 }
 
+/// Rows of one sequence and kv head (blockIdx.y) and side (blockIdx.z) for inverse_tiles.
+struct PageRows {
+  InverseSide sides[2];
+  CacheView cache;
+  int dtype;
+  const std::int32_t* block_table;
+  std::int64_t block_table_stride;
+  const std::int32_t* seq_lens;
+  std::int64_t max_seq_len;
+  void* to[2];
+  unsigned zero = 0;
+  __device__ __forceinline__ const InverseSide& side() const { return sides[blockIdx.z]; }
+  __device__ __forceinline__ void* out() const { return to[blockIdx.z]; }
+  __device__ __forceinline__ int sequence() const { return static_cast<int>(blockIdx.y) / cache.num_kv_heads; }
+  __device__ __forceinline__ int image_head() const { return static_cast<int>(blockIdx.y) % cache.num_kv_heads; }
+  __device__ __forceinline__ unsigned count() const {
+    return static_cast<unsigned>(max(std::int64_t{0}, min(static_cast<std::int64_t>(seq_lens[sequence()]), max_seq_len)));
+  }
+  __device__ __forceinline__ InverseRow row(unsigned i) const {
+    const unsigned block = cache.block_shift >= 0 ? i >> cache.block_shift : i / static_cast<unsigned>(cache.block_size);
+    const int head = image_head();
+    const TokenRef ref = token_ref(cache, __ldg(block_table + sequence() * block_table_stride + block),
+                                   static_cast<int>(i - block * static_cast<unsigned>(cache.block_size)), head);
+    const PartView& part = blockIdx.z == 0 ? cache.k : cache.v;
+    return {ref.base, ref.t, head, load_scale(part, scale_ptr(cache, part, ref, head)),
+            (static_cast<std::int64_t>(blockIdx.y) * max_seq_len + i) * cache.head_dim};
+  }
+  template <int G>
+  __device__ __forceinline__ void fetch(unsigned (&raw)[G], const InverseRow& row, int t) const {
+    const bool key = blockIdx.z == 0;
+    const int bits = side().row_bits, row_bytes = side().codec.code_bytes;
+    const TokenRef ref{const_cast<std::uint8_t*>(row.codes), nullptr, row.token};
+#pragma unroll
+    for (int g = 0; g < G; ++g) {  // 8 codes lie in one place: pieces of native tiles hold D / 8
+      raw[g] = static_cast<unsigned>(
+          get_bytes(code_byte(cache, key ? cache.k : cache.v, key, row_bytes, ref, row.head, (G * t + g) * bits), bits));
+    }
+  }
+  template <int G>
+  __device__ __forceinline__ void spread(unsigned (&w)[G], const unsigned (&raw)[G]) const {
+#pragma unroll
+    for (int g = 0; g < G; ++g) w[g] = raw[g];
+  }
+};
+
 }  // namespace
 
 void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream stream) {
@@ -91,6 +137,25 @@ void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream
   a.max_seq_len = p.max_seq_len;
   a.k_out = p.k_out;
   a.v_out = p.v_out;
+  if (!p.rotated && !p.sequential && inverse_serves(a.k, p.k_out) && inverse_serves(a.v, p.v_out) &&
+      p.max_seq_len < (std::int64_t{1} << 31)) {
+    PageRows rows{};
+    for (const RowCodec* codec_of : {&a.k, &a.v}) {
+      rows.sides[codec_of == &a.v] = {*codec_of, a.nibbles_high ? 4 : codec_of->bits, a.nibbles_high,
+                                      inverse_parts(*codec_of, p.out_dtype)};
+    }
+    rows.cache = a.cache;
+    rows.dtype = a.dtype;
+    rows.block_table = p.block_table;
+    rows.block_table_stride = p.block_table_stride;
+    rows.seq_lens = p.seq_lens;
+    rows.max_seq_len = p.max_seq_len;
+    rows.to[0] = p.k_out;
+    rows.to[1] = p.v_out;
+    launch_inverse(kWhere, rows, p.max_seq_len, static_cast<unsigned>(p.num_seqs * codec.num_kv_heads()), 2, a.k.dim,
+                   std::max(rows.sides[0].parts, rows.sides[1].parts), codec.device(), static_cast<cudaStream_t>(stream));
+    return;
+  }
   const std::size_t shared = dequant_shared(a.k, std::max(table_bytes(a.k), table_bytes(a.v)));
   allow_shared(pages_kernel, shared, codec.device().shared_bytes_per_block, kWhere);
   const dim3 grid(static_cast<unsigned>((p.max_seq_len + kDequantRows - 1) / kDequantRows),

@@ -1,5 +1,6 @@
-// encode: rows of x to planes, one launch. A block takes some tokens of one head: load, centre, turn (transform.cuh), then a warp a row
-// quantizes and packs (row.cuh).
+// encode: rows of x to planes, one launch. On the tensor cores where they serve (rotate.cuh). Else a block takes some tokens of one head: load,
+// centre, turn (transform.cuh), then a warp a row quantizes and packs (row.cuh), every sum as on the CPU.
+#include "cuda/encode/rotate.cuh"
 #include "cuda/encode/row.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/transform.cuh"
@@ -66,6 +67,21 @@ void launch(const EncodeArgs& a, const DeviceInfo& device, cudaStream_t stream) 
   launch_kernel("encode", {grid, kThreads, shared, stream}, encode_kernel<R>, a);
 }
 
+/// Where rotate.cuh leaves a row's codes: planes [n, heads].
+struct PlaneSink {
+  static constexpr int kSides = 1;
+  using Slot = std::int64_t;  ///< the row's index; < 0: none
+  EncodedOut out;
+  int heads;
+  __device__ __forceinline__ Slot slot(const RowPlace& place) const { return place.token < 0 ? -1 : place.token * heads + place.head; }
+  template <int N>
+  __device__ __forceinline__ void put(const RowCodec& codec, bool, Slot at, int, int first, const LaneCodes<N>& codes) const {
+    if (at < 0) return;
+    put_aligned(out.codes + at * codec.code_bytes + first / 8 * codec.bits, codes.low, codes.high, codec.bits);
+    if (first == 0 && codec.has_scale) out.scale[at] = codes.scale;
+  }
+};
+
 }  // namespace
 
 void encode(const DeviceCodec& codec, Side side, const EncodeParams& p, Stream stream) {
@@ -94,6 +110,18 @@ void encode(const DeviceCodec& codec, Side side, const EncodeParams& p, Stream s
   a.positions = p.positions;
   a.out = p.out;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  if (!p.sequential && reinterpret_cast<std::uintptr_t>(p.out.codes) % 16 == 0 &&
+      rotate_serves(a.codec, p.x, p.x_dtype, p.n, p.heads, a.token_stride, a.head_stride)) {
+    RotateArgs<PlaneSink> r{};
+    r.side[0] = {a.codec, p.x, a.token_stride, a.head_stride, p.single_fp16_rotation ? 1 : a.codec.t.image_parts};
+    r.sink = {p.out, p.heads};
+    r.dtype = a.dtype;
+    r.n = p.n;
+    r.heads = p.heads;
+    r.by_head = a.codec.t.per_head;
+    launch_rotate(kWhere, r, 1, codec.device(), cuda_stream);
+    return;
+  }
   if (p.n * p.heads >= 16 * 4 * codec.device().sm_count) {
     launch<16>(a, codec.device(), cuda_stream);
   } else {

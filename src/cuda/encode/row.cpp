@@ -1,7 +1,8 @@
-// RowCodec from a DeviceCodec.
+// RowCodec from a DeviceCodec, and which of them the tensor cores serve.
 #include "cuda/encode/row.h"
 
 #include "core/side.h"
+#include "cuda/encode/rotate.h"
 
 namespace tq4::gpu {
 
@@ -31,6 +32,15 @@ int table_bytes(const RowCodec& r) {
   if (r.t.pair_points) return 4 * 2 * (1 << (2 * r.bits));
   if (r.bits > 8 || r.kind == static_cast<int>(CodeKind::Fp8) || r.kind == static_cast<int>(CodeKind::Uniform)) return 0;
   return 4 * 2 * ((1 << r.bits) + (r.outliers > 0 ? 2 << r.bits : 0));
+}
+
+bool rotate_serves(const RowCodec& r, const void* x, DType dtype, std::int64_t n, int heads, std::int64_t token_stride,
+                   std::int64_t head_stride) {
+  const bool coded = r.kind == static_cast<int>(CodeKind::Mse) && r.t.cells && !r.t.pair_points && r.scale_f16 && !r.peer_norm;
+  const bool fp8 = r.kind == static_cast<int>(CodeKind::Fp8) && r.fp8 == static_cast<int>(Fp8Kind::E4M3);
+  if (!(coded || fp8) || !r.t.forward_image || r.t.rope_mu || n > (std::int64_t{1} << 31) / heads - 64 * heads) return false;
+  const auto unit = static_cast<std::int64_t>(16 / dtype_size(dtype));
+  return reinterpret_cast<std::uintptr_t>(x) % 16 == 0 && token_stride % unit == 0 && head_stride % unit == 0;
 }
 
 }  // namespace tq4::gpu

@@ -1,5 +1,6 @@
-// store: K and V of new tokens encoded and scattered to pages by slot_mapping, one launch. Blocks are those of encode, with one side more in
+// store: K and V of new tokens encoded and scattered to pages by slot_mapping, one launch. Kernels are those of encode, with one side more in
 // the grid; only the place of the bytes differs (views.cuh).
+#include "cuda/encode/rotate.cuh"
 #include "cuda/encode/row.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/transform.cuh"
@@ -23,6 +24,58 @@ struct StoreArgs {
   const std::int64_t* positions;
 };
 
+/// The page and the token's place in it; slots outside of the cache are skipped.
+struct SlotPlace {
+  std::int64_t page = -1;
+  int offset = 0;
+};
+__device__ __forceinline__ SlotPlace slot_place(const CacheView& cache, std::int64_t slot) {
+  if (slot < 0 || slot >= cache.num_blocks * cache.block_size) return {};
+  const std::int64_t page = cache.block_shift >= 0 ? slot >> cache.block_shift : slot / cache.block_size;
+  return {page, static_cast<int>(slot - page * cache.block_size)};
+}
+__device__ __forceinline__ void put_scales(const CacheView& cache, const PartView& part, const RowCodec& codec, const TokenRef& ref,
+                                           int head, float row_scale, float zero) {
+  if (codec.has_scale || cache.native) {
+    const float scale = codec.has_scale ? row_scale : 1.0f;  // native pages hold 1 where a codec has no scale
+    std::uint8_t* to = scale_ptr(cache, part, ref, head);
+    if (part.scale_f32) {
+      *reinterpret_cast<float*>(to) = scale;
+    } else {
+      *reinterpret_cast<__half*>(to) = __float2half_rn(scale);
+    }
+  }
+  if (codec.has_zero) *reinterpret_cast<__half*>(zero_ptr(cache, part, ref, head)) = __float2half_rn(zero);
+}
+
+/// Where rotate.cuh leaves a row's codes: pages.
+struct PageSink {
+  static constexpr int kSides = 2;
+  using Slot = SlotPlace;
+  CacheView cache;
+  const std::int64_t* slot_mapping;
+  __device__ __forceinline__ Slot slot(const RowPlace& place) const {
+    return place.token < 0 ? Slot{} : slot_place(cache, __ldg(slot_mapping + place.token));
+  }
+  template <int N>
+  __device__ __forceinline__ void put(const RowCodec& codec, bool key, const Slot& slot, int head, int first,
+                                      const LaneCodes<N>& codes) const {
+    if (slot.page < 0) return;
+    const PartView& part = key ? cache.k : cache.v;
+    const TokenRef ref = token_ref(cache, slot.page, slot.offset, head);
+    const auto address = [&](int byte) { return code_byte(cache, part, key, codec.code_bytes, ref, head, byte); };
+    if (cache.native && !key) {  // pieces of D / 8 coordinates
+#pragma unroll
+      for (int g = 0; g < N / 8; ++g) {
+        put_bytes(address((first / 8 + g) * codec.bits), codes.low[g] | static_cast<unsigned long long>(codes.high[g]) << 32, codec.bits);
+      }
+    } else {
+      put_groups(address(first / 8 * codec.bits), codes.low, codes.high, codec.bits);
+    }
+    if (first == 0) put_scales(cache, part, codec, ref, head, codes.scale, 0.0f);
+  }
+};
+
 template <int R>
 __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__ StoreArgs a) {
   TQ4_DYNAMIC_SHARED(float, memory);  // as in encode.cu
@@ -43,13 +96,12 @@ __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__
   for (int r = warp; r < R; r += kWarps) {
     const std::int64_t token = token0 + r;
     if (token >= a.n) break;
-    const std::int64_t slot = a.slot_mapping[token];
-    if (slot < 0 || slot >= a.cache.num_blocks * a.cache.block_size) continue;
+    const SlotPlace slot = slot_place(a.cache, a.slot_mapping[token]);
+    if (slot.page < 0) continue;
     float* row = x + r * dim;
     unsigned char* row_codes = codes + r * 2 * dim;
     const RowScales s = quantize_row(codec, tables, y + r * dim, row, row, row_codes, lane);
-    const std::int64_t page = slot / a.cache.block_size;
-    const TokenRef ref = token_ref(a.cache, page, static_cast<int>(slot - page * a.cache.block_size), head);
+    const TokenRef ref = token_ref(a.cache, slot.page, slot.offset, head);
     const auto address = [&](int byte) { return code_byte(a.cache, part, key, codec.code_bytes, ref, head, byte); };
     const bool pieces = a.cache.native && !key;
     if (codec.bits == 16) {
@@ -66,18 +118,7 @@ __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__
         }
       }
     }
-    if (lane == 0) {
-      if (codec.has_scale || a.cache.native) {
-        const float scale = codec.has_scale ? s.scale : 1.0f;  // native pages hold 1 where a codec has no scale
-        std::uint8_t* to = scale_ptr(a.cache, part, ref, head);
-        if (part.scale_f32) {
-          *reinterpret_cast<float*>(to) = scale;
-        } else {
-          *reinterpret_cast<__half*>(to) = __float2half_rn(scale);
-        }
-      }
-      if (codec.has_zero) *reinterpret_cast<__half*>(zero_ptr(a.cache, part, ref, head)) = __float2half_rn(s.zero);
-    }
+    if (lane == 0) put_scales(a.cache, part, codec, ref, head, s.scale, s.zero);
   }
 }
 
@@ -122,6 +163,21 @@ void store(const DeviceCodec& codec, const StoreParams& p, Stream stream) {
   a.slot_mapping = p.slot_mapping;
   a.positions = p.positions;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const auto served = [&](const StoreSide& side) {
+    return rotate_serves(side.codec, side.x, p.dtype, p.n, static_cast<int>(heads), side.token_stride, side.head_stride);
+  };
+  if (!p.sequential && !a.nibbles_high && served(a.k) && served(a.v) && a.k.codec.t.per_head == a.v.codec.t.per_head) {
+    RotateArgs<PageSink> r{};
+    r.side[0] = {a.k.codec, p.k, a.k.token_stride, a.k.head_stride, a.k.codec.t.image_parts};
+    r.side[1] = {a.v.codec, p.v, a.v.token_stride, a.v.head_stride, a.v.codec.t.image_parts};
+    r.sink = {a.cache, p.slot_mapping};
+    r.dtype = a.dtype;
+    r.n = p.n;
+    r.heads = static_cast<int>(heads);
+    r.by_head = a.k.codec.t.per_head;
+    launch_rotate(kWhere, r, 2, codec.device(), cuda_stream);
+    return;
+  }
   if (2 * p.n * heads >= 16 * 4 * codec.device().sm_count) {
     launch<16>(a, codec.device(), cuda_stream);
   } else {

@@ -249,6 +249,7 @@ inline float __int2float_rn(int v) { return static_cast<float>(v); }
 inline float __uint2float_rn(unsigned v) { return static_cast<float>(v); }
 inline int __float2int_rz(float v) { return static_cast<int>(v); }
 inline int __float2int_rn(float v) { return static_cast<int>(std::nearbyint(v)); }
+inline float __saturatef(float v) { return v > 0.0f ? (v < 1.0f ? v : 1.0f) : 0.0f; }
 inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 inline void sincospif(float v, float* s, float* c) {
   const double x = 3.14159265358979323846 * static_cast<double>(v);

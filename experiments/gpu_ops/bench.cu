@@ -1,0 +1,421 @@
+// Times encode, store and dequant against what bounds them: the read bandwidth of the same run, and empty kernels launched in the same ways. Every
+// point is a CUDA graph of calls over buffers that together exceed the second-level cache several times; median [p10 p90] of 21 launches of the
+// graph. Raw samples go to the file named by the first argument.
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gpu/flips.h"
+#include "tq4/gpu.h"
+#include "tq4/layout.h"
+
+namespace {
+
+using namespace tq4;
+using namespace tq4::gpu;
+
+#define OK(call)                                                                                      \
+  do {                                                                                                \
+    const cudaError_t status = (call);                                                                \
+    if (status != cudaSuccess) {                                                                      \
+      std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(status)); \
+      std::exit(1);                                                                                   \
+    }                                                                                                 \
+  } while (false)
+
+std::FILE* raw = nullptr;
+int samples = 21;
+double ceiling = 0;
+
+struct Median {
+  double median, low, high;
+};
+Median report_samples(const std::string& name, std::vector<double> us) {
+  std::fprintf(raw, "%s:", name.c_str());
+  for (const double v : us) std::fprintf(raw, " %.3f", v);
+  std::fprintf(raw, "\n");
+  std::sort(us.begin(), us.end());
+  return {us[us.size() / 2], us[us.size() / 10], us[us.size() - 1 - us.size() / 10]};
+}
+
+using Call = std::function<void(int, cudaStream_t)>;
+
+/// One call of a graph of calls 0 .. count-1, in us.
+Median in_graph(const std::string& name, int count, const Call& call) {
+  cudaStream_t stream;
+  OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  call(0, stream);
+  OK(cudaStreamSynchronize(stream));
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < count; ++i) call(i, stream);
+  OK(cudaStreamEndCapture(stream, &graph));
+  OK(cudaGraphInstantiate(&exec, graph, 0));
+  cudaEvent_t begin, end;
+  OK(cudaEventCreate(&begin));
+  OK(cudaEventCreate(&end));
+  std::vector<double> us;
+  for (int i = -3; i < samples; ++i) {
+    OK(cudaEventRecord(begin, stream));
+    OK(cudaGraphLaunch(exec, stream));
+    OK(cudaEventRecord(end, stream));
+    OK(cudaEventSynchronize(end));
+    float ms = 0;
+    OK(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= 0) us.push_back(static_cast<double>(ms) * 1000 / count);
+  }
+  OK(cudaGraphExecDestroy(exec));
+  OK(cudaGraphDestroy(graph));
+  OK(cudaStreamDestroy(stream));
+  return report_samples(name, us);
+}
+
+/// One of 500 launches in a stream without a graph: what a program that launches kernel by kernel waits for.
+Median in_stream(const std::string& name, int count, const Call& call) {
+  cudaStream_t stream;
+  OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  cudaEvent_t begin, end;
+  OK(cudaEventCreate(&begin));
+  OK(cudaEventCreate(&end));
+  std::vector<double> us;
+  for (int k = -3; k < samples; ++k) {
+    OK(cudaEventRecord(begin, stream));
+    for (int i = 0; i < 500; ++i) call(i % count, stream);
+    OK(cudaEventRecord(end, stream));
+    OK(cudaEventSynchronize(end));
+    float ms = 0;
+    OK(cudaEventElapsedTime(&ms, begin, end));
+    if (k >= 0) us.push_back(static_cast<double>(ms) * 1000 / 500);
+  }
+  OK(cudaStreamDestroy(stream));
+  return report_samples(name, us);
+}
+
+struct Memory {
+  explicit Memory(std::size_t bytes) { OK(cudaMalloc(&data, std::max<std::size_t>(bytes, 16))); }
+  ~Memory() { cudaFree(data); }
+  Memory(const Memory&) = delete;
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+  void* data = nullptr;
+};
+
+__global__ void empty_kernel() {}
+__global__ void normal_kernel(void* x, int dtype, std::size_t n, unsigned seed) {
+  for (std::size_t i = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x; i < n;
+       i += static_cast<std::size_t>(gridDim.x) * blockDim.x) {
+    std::uint64_t h = (i + 1) * 0x9e3779b97f4a7c15ull + seed * 0xbf58476d1ce4e5b9ull;
+    h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9ull, h = (h ^ h >> 27) * 0x94d049bb133111ebull, h ^= h >> 31;
+    const float u = (static_cast<float>(static_cast<unsigned>(h) >> 8) + 0.5f) * 0x1p-24f,
+                v = static_cast<float>(static_cast<unsigned>(h >> 32)) * 0x1p-31f;
+    const float f = sqrtf(-2.0f * logf(u)) * cospif(v);
+    if (dtype == 2) {
+      static_cast<float*>(x)[i] = f;
+    } else if (dtype == 1) {
+      static_cast<unsigned short*>(x)[i] = static_cast<unsigned short>(__float_as_uint(f) >> 16);
+    } else {
+      static_cast<__half*>(x)[i] = __float2half_rn(f);
+    }
+  }
+}
+__global__ void __launch_bounds__(512) read_kernel(const uint4* from, std::size_t count, unsigned* sink) {
+  const std::size_t step = static_cast<std::size_t>(gridDim.x) * blockDim.x;
+  unsigned sum = 0;
+  for (std::size_t i = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x; i + 7 * step < count; i += 8 * step) {
+    uint4 v[8];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) v[k] = __ldcs(from + i + k * step);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) sum ^= v[k].x ^ v[k].y ^ v[k].z ^ v[k].w;
+  }
+  if (sum == 0x9e3779b9u) *sink = sum;
+}
+/// Reads `in` 16-byte pieces for every `out` written, 4 at most, as coalesced as it gets.
+__global__ void __launch_bounds__(256) mixed_kernel(const uint4* from, uint4* to, std::size_t pieces, int in, int out) {
+  const std::size_t step = static_cast<std::size_t>(gridDim.x) * blockDim.x;
+  for (std::size_t i = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x; i < pieces; i += step) {
+    uint4 v[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) v[k] = __ldcs(from + (k < in ? k : 0) * pieces + i);
+    v[0].x ^= v[1].x ^ v[2].y ^ v[3].z;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (k < out) __stcs(to + k * pieces + i, v[k]);
+    }
+  }
+}
+void fill(const Memory& m, DType dtype, std::size_t n, unsigned seed) {
+  normal_kernel<<<1024, 256>>>(m.data, dtype == DType::F32 ? 2 : dtype == DType::BF16 ? 1 : 0, n, seed);
+  OK(cudaDeviceSynchronize());
+}
+
+CodecSpec spec_of(const char* name, RotationKind rotation) {
+  CodecSpec spec = spec_from_name(name);
+  spec.k.rotation = spec.v.rotation = rotation;
+  return spec;
+}
+const char* name_of(RotationKind k) { return k == RotationKind::Haar ? "haar" : k == RotationKind::Hadamard ? "hadamard" : "hadamard+-"; }
+
+enum class Path { Tensor, Single, Sequential };
+
+void planes(const char* codec_name, RotationKind rotation, int dim, DType dtype, std::int64_t n, int heads, Path path, bool flips) {
+  const DeviceCodec codec(spec_of(codec_name, rotation), dim, heads);
+  const Codec& host = codec.host(Side::K);
+  const std::size_t rows = static_cast<std::size_t>(n) * static_cast<std::size_t>(heads), elements = rows * static_cast<std::size_t>(dim);
+  const double encode_bytes = static_cast<double>(elements * dtype_size(dtype) + rows * (host.code_bytes() + 4));
+  const int sets = static_cast<int>(std::clamp(240e6 / encode_bytes + 1, 3.0, 24.0));
+  std::vector<std::unique_ptr<Memory>> x, codes, scale;
+  for (int i = 0; i < sets; ++i) {
+    x.push_back(std::make_unique<Memory>(elements * dtype_size(dtype)));
+    codes.push_back(std::make_unique<Memory>(rows * host.code_bytes()));
+    scale.push_back(std::make_unique<Memory>(rows * 4));
+    fill(*x.back(), dtype, elements, static_cast<unsigned>(i));
+  }
+  const auto run = [&](int i, cudaStream_t stream) {
+    EncodeParams p;
+    p.x = x[static_cast<std::size_t>(i)]->data;
+    p.x_dtype = dtype;
+    p.n = n;
+    p.heads = heads;
+    p.out = {codes[static_cast<std::size_t>(i)]->as<std::uint8_t>(), scale[static_cast<std::size_t>(i)]->as<float>(), nullptr, nullptr,
+             nullptr};
+    p.sequential = path == Path::Sequential;
+    p.single_fp16_rotation = path == Path::Single;
+    encode(codec, Side::K, p, stream);
+  };
+  const char* path_name = path == Path::Tensor ? "tensor" : path == Path::Single ? "single" : "sequential";
+  char name[160];
+  std::snprintf(name, sizeof name, "encode %s %s d%d %s %lld rows %s", codec_name, name_of(rotation), dim,
+                std::string(dtype_name(dtype)).c_str(), static_cast<long long>(rows), path_name);
+  const Median t = in_graph(name, sets, run);
+  std::printf("%-62s %8.2f us [%.2f %.2f] %6.0f GB/s %5.1f%%\n", name, t.median, t.low, t.high, encode_bytes / t.median * 1e-3,
+              100 * encode_bytes / t.median * 1e6 / ceiling);
+  if (flips) {
+    std::vector<std::uint8_t> bytes(elements * dtype_size(dtype)), got(rows * host.code_bytes()), want(got.size());
+    std::vector<float> got_scale(rows), want_scale(rows), floats(elements);
+    OK(cudaMemcpy(bytes.data(), x[0]->data, bytes.size(), cudaMemcpyDeviceToHost));
+    OK(cudaMemcpy(got.data(), codes[0]->data, got.size(), cudaMemcpyDeviceToHost));
+    OK(cudaMemcpy(got_scale.data(), scale[0]->data, rows * 4, cudaMemcpyDeviceToHost));
+    to_float(bytes.data(), dtype, elements, floats.data());
+    Exec exec;
+    exec.threads = 0;
+    host.encode(bytes.data(), dtype, static_cast<std::int64_t>(rows), {want.data(), want_scale.data(), nullptr, nullptr, nullptr}, {},
+                exec);
+    const Flips f = count_flips(host, {}, floats.data(), rows, {want.data(), want_scale.data(), nullptr, nullptr, nullptr},
+                                {got.data(), got_scale.data(), nullptr, nullptr, nullptr}, path == Path::Single ? 3e-4 : 1e-5);
+    std::printf("    against the CPU: %zu of %zu codes flipped (at most %.1e from a boundary), %zu of %zu scales differ, wrong: %zu\n",
+                f.codes, elements, f.farthest, f.scales, rows, f.wrong);
+  }
+  std::fflush(stdout);
+}
+
+void rows_back(const char* codec_name, RotationKind rotation, int dim, DType dtype, std::int64_t n, int heads, bool rotated,
+               bool sequential) {
+  const DeviceCodec codec(spec_of(codec_name, rotation), dim, heads);
+  const Codec& host = codec.host(Side::K);
+  const std::size_t rows = static_cast<std::size_t>(n) * static_cast<std::size_t>(heads), elements = rows * static_cast<std::size_t>(dim);
+  const double bytes = static_cast<double>(elements * dtype_size(dtype) + rows * (host.code_bytes() + 4));
+  const int sets = static_cast<int>(std::clamp(240e6 / bytes + 1, 3.0, 24.0));
+  std::vector<std::unique_ptr<Memory>> x, codes, scale;
+  for (int i = 0; i < sets; ++i) {
+    x.push_back(std::make_unique<Memory>(elements * dtype_size(dtype)));
+    codes.push_back(std::make_unique<Memory>(rows * host.code_bytes()));
+    scale.push_back(std::make_unique<Memory>(rows * 4));
+    fill(*x.back(), dtype, elements, static_cast<unsigned>(i));
+    EncodeParams p;
+    p.x = x.back()->data;
+    p.x_dtype = dtype;
+    p.n = n;
+    p.heads = heads;
+    p.out = {codes.back()->as<std::uint8_t>(), scale.back()->as<float>(), nullptr, nullptr, nullptr};
+    encode(codec, Side::K, p, nullptr);
+  }
+  OK(cudaDeviceSynchronize());
+  char name[160];
+  std::snprintf(name, sizeof name, "dequant %s %s d%d %s %lld rows %s%s", codec_name, name_of(rotation), dim,
+                std::string(dtype_name(dtype)).c_str(), static_cast<long long>(rows), rotated ? "rotated" : "original",
+                sequential ? " sequential" : "");
+  const Median t = in_graph(name, sets, [&](int i, cudaStream_t stream) {
+    DequantParams p;
+    p.in = {codes[static_cast<std::size_t>(i)]->as<std::uint8_t>(), scale[static_cast<std::size_t>(i)]->as<float>(), nullptr, nullptr,
+            nullptr};
+    p.n = n;
+    p.heads = heads;
+    p.out = x[static_cast<std::size_t>(i)]->data;
+    p.out_dtype = dtype;
+    p.rotated = rotated;
+    p.sequential = sequential;
+    dequant(codec, Side::K, p, stream);
+  });
+  std::printf("%-62s %8.2f us [%.2f %.2f] %6.0f GB/s %5.1f%%\n", name, t.median, t.low, t.high, bytes / t.median * 1e-3,
+              100 * bytes / t.median * 1e6 / ceiling);
+  std::fflush(stdout);
+}
+
+/// A step's tokens into 64 caches in turn (cold pages), alone and behind an empty kernel, which is no early launch.
+void step(const char* codec_name, RotationKind rotation, int dim, int batch, bool sequential) {
+  constexpr int kHeads = 8, kCaches = 64, kBlockSize = 16;
+  const CodecSpec spec = spec_of(codec_name, rotation);
+  const DeviceCodec codec(spec, dim, kHeads);
+  const PageLayout layout = make_layout(LayoutKind::Native, spec, kHeads, dim, kBlockSize);
+  const std::int64_t pages = batch * 64;
+  std::mt19937_64 random(3);
+  const std::size_t elements = static_cast<std::size_t>(batch * kHeads * dim);
+  std::vector<std::unique_ptr<Memory>> caches, slots, k, v;
+  for (int i = 0; i < kCaches; ++i) {
+    caches.push_back(std::make_unique<Memory>(static_cast<std::size_t>(pages * layout.block_stride)));
+    std::vector<std::int64_t> to(static_cast<std::size_t>(batch));
+    for (auto& s : to) s = static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(pages * kBlockSize));
+    slots.push_back(std::make_unique<Memory>(to.size() * 8));
+    OK(cudaMemcpy(slots.back()->data, to.data(), to.size() * 8, cudaMemcpyHostToDevice));
+    k.push_back(std::make_unique<Memory>(elements * 2));
+    v.push_back(std::make_unique<Memory>(elements * 2));
+    fill(*k.back(), DType::F16, elements, 1);
+    fill(*v.back(), DType::F16, elements, 2);
+  }
+  const auto run = [&](int i, cudaStream_t stream) {
+    StoreParams p;
+    const auto at = static_cast<std::size_t>(i);
+    p.k = k[at]->data;
+    p.v = v[at]->data;
+    p.n = batch;
+    p.slot_mapping = slots[at]->as<std::int64_t>();
+    p.cache = {layout, caches[at]->as<std::uint8_t>(), pages};
+    p.sequential = sequential;
+    store(codec, p, stream);
+  };
+  char name[160];
+  std::snprintf(name, sizeof name, "store %s %s d%d batch %d%s", codec_name, name_of(rotation), dim, batch,
+                sequential ? " sequential" : "");
+  const std::string n = name;
+  const Median chain = in_graph(n + " chain", kCaches, run);
+  const Median behind = in_graph(n + " behind empty", kCaches, [&](int i, cudaStream_t stream) {
+    empty_kernel<<<dim3(16, 1, 2), 256, 0, stream>>>();
+    run(i, stream);
+  });
+  const Median one = in_graph(n + " one node", 1, [&](int, cudaStream_t stream) { run(5, stream); });
+  const Median plain = in_stream(n + " stream", kCaches, run);
+  std::printf(
+      "%-48s chain %6.2f [%.2f %.2f]  empty+store pair %6.2f [%.2f %.2f]  graph of one %6.2f [%.2f %.2f]  stream %6.2f [%.2f %.2f] us\n",
+      name, chain.median, chain.low, chain.high, behind.median, behind.low, behind.high, one.median, one.low, one.high, plain.median,
+      plain.low, plain.high);
+  std::fflush(stdout);
+}
+
+void empty(dim3 grid, int threads, std::size_t shared) {
+  const auto run = [&](int, cudaStream_t stream) { empty_kernel<<<grid, threads, shared, stream>>>(); };
+  char name[80];
+  std::snprintf(name, sizeof name, "empty %ux%ux%u blocks of %d, %zu B", grid.x, grid.y, grid.z, threads, shared);
+  const std::string n = name;
+  const Median chain = in_graph(n + " chain", 64, run), one = in_graph(n + " one node", 1, run), plain = in_stream(n + " stream", 64, run);
+  const Median pair = in_graph(n + " pair", 64, [&](int, cudaStream_t stream) {
+    empty_kernel<<<dim3(16, 1, 2), 256, 0, stream>>>();
+    run(0, stream);
+  });
+  std::printf(
+      "%-48s chain %6.2f [%.2f %.2f]  empty+empty pair %6.2f [%.2f %.2f]  graph of one %6.2f [%.2f %.2f]  stream %6.2f [%.2f %.2f] us\n",
+      name, chain.median, chain.low, chain.high, pair.median, pair.low, pair.high, one.median, one.low, one.high, plain.median, plain.low,
+      plain.high);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (device_count() == 0) {
+    std::puts("no CUDA device is visible");
+    return 5;
+  }
+  raw = std::fopen(argc > 1 ? argv[1] : "samples.txt", "w");
+  if (argc > 2 && std::strcmp(argv[2], "one") == 0) {  // a launch of each kernel, for a profiler
+    ceiling = 1;
+    samples = 1;
+    for (const RotationKind r : {RotationKind::Haar, RotationKind::Hadamard})
+      planes("tq4", r, 128, DType::F16, 32768, 8, Path::Tensor, false);
+    rows_back("tq4", RotationKind::Haar, 128, DType::F16, 32768, 8, false, false);
+    rows_back("tq4", RotationKind::Haar, 128, DType::F16, 32768, 8, true, false);
+    step("tq4", RotationKind::Haar, 128, 32, false);
+    return 0;
+  }
+  const bool quick = argc > 2 && std::strcmp(argv[2], "quick") == 0;
+  {
+    const std::size_t bytes = std::size_t{4} << 30;
+    const Memory memory(bytes), sink(16);
+    fill(memory, DType::F16, bytes / 2, 9);
+    const Median t = in_graph("read 4 GiB", 1, [&](int, cudaStream_t stream) {
+      read_kernel<<<device_info(0).sm_count * 4, 512, 0, stream>>>(memory.as<uint4>(), bytes / 16, sink.as<unsigned>());
+    });
+    ceiling = static_cast<double>(bytes) / t.median * 1e6;
+    const Memory to(bytes / 2);
+    const Median c = in_graph("copy 2 GiB", 1, [&](int, cudaStream_t stream) {
+      OK(cudaMemcpyAsync(to.data, memory.data, bytes / 2, cudaMemcpyDeviceToDevice, stream));
+    });
+    for (const auto& [in, out] : {std::pair{4, 4}, std::pair{4, 1}, std::pair{1, 4}}) {
+      const std::size_t pieces = bytes / 2 / 16 / 4;
+      const Median m = in_graph("mixed", 1, [&, r = in, w = out](int, cudaStream_t stream) {
+        mixed_kernel<<<device_info(0).sm_count * 8, 256, 0, stream>>>(memory.as<uint4>(), to.as<uint4>(), pieces, r, w);
+      });
+      std::printf("streaming %d bytes read to %d written: %.0f GB/s\n", in, out,
+                  static_cast<double>(pieces) * 16 * (in + out) / m.median * 1e-3);
+    }
+    std::printf("memcpy: %.0f GB/s read and written\n", static_cast<double>(bytes) / c.median * 1e-3);
+  }
+  std::printf("%s, read bandwidth %.0f GB/s\n", device_info(0).name.c_str(), ceiling * 1e-9);
+  empty(1, 32, 0);
+  empty(dim3(16, 1, 2), 256, 17472);
+  constexpr RotationKind kHaar = RotationKind::Haar, kHadamard = RotationKind::Hadamard;
+  for (const RotationKind r : {kHaar, kHadamard}) {
+    step("tq4", r, 128, 32, false);
+    if (!quick) step("tq4", r, 128, 32, true);
+  }
+  if (!quick) {
+    step("tq4", kHaar, 128, 1, false);
+    step("k4v3", kHaar, 128, 32, false);
+    step("k8v4", kHaar, 128, 32, false);
+    step("tq4", kHaar, 64, 32, false);
+    step("tq4", kHaar, 256, 32, false);
+    step("tq4", kHaar, 128, 256, false);
+  }
+  for (const RotationKind r : {kHaar, kHadamard}) planes("tq4", r, 128, DType::F16, 32768, 8, Path::Tensor, true);
+  planes("tq4", kHaar, 128, DType::F16, 32768, 8, Path::Single, true);
+  if (!quick) {
+    for (const RotationKind r : {kHaar, kHadamard}) {
+      planes("tq4", r, 128, DType::F16, 32768, 8, Path::Sequential, true);
+      planes("tq4", r, 128, DType::BF16, 32768, 8, Path::Tensor, true);
+      planes("tq4", r, 128, DType::F32, 32768, 8, Path::Tensor, true);
+      planes("tq3", r, 128, DType::F16, 32768, 8, Path::Tensor, true);
+      planes("tq2", r, 128, DType::F16, 32768, 8, Path::Tensor, false);
+      planes("tq4", r, 64, DType::F16, 65536, 8, Path::Tensor, true);
+    }
+    planes("tq4", kHaar, 256, DType::F16, 16384, 8, Path::Tensor, true);
+    planes("fp8", kHaar, 128, DType::F16, 32768, 8, Path::Tensor, false);
+    planes("tq4", RotationKind::HadamardSigned, 128, DType::F16, 32768, 8, Path::Tensor, false);
+    for (const std::int64_t n : {1024, 4096, 131072}) planes("tq4", kHaar, 128, DType::F16, n, 8, Path::Tensor, false);
+  }
+  for (const RotationKind r : {kHaar, kHadamard}) {
+    for (const DType d : {DType::F16, DType::BF16, DType::F32}) rows_back("tq4", r, 128, d, 32768, 8, false, false);
+  }
+  rows_back("tq4", kHaar, 128, DType::F16, 32768, 8, true, false);
+  if (!quick) {
+    rows_back("tq4", kHaar, 128, DType::F16, 32768, 8, false, true);
+    rows_back("tq3", kHaar, 128, DType::F16, 32768, 8, false, false);
+    rows_back("tq3", kHaar, 128, DType::F16, 32768, 8, true, false);
+    rows_back("tq2", kHaar, 128, DType::F16, 32768, 8, false, false);
+    rows_back("tq4", kHaar, 64, DType::F16, 65536, 8, false, false);
+    rows_back("tq4", kHaar, 128, DType::F16, 131072, 8, false, false);
+    rows_back("tq4", kHaar, 128, DType::BF16, 32768, 8, true, false);
+  }
+  std::fclose(raw);
+  return 0;
+}

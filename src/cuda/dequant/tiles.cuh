@@ -1,0 +1,222 @@
+// Codes back to rows of the original space on the tensor cores: centroids as fp16 fragments straight from the codes, times the image of the inverse
+// (tiles/image.h), times the row's scale, plus the centre. A warpgroup takes 64 rows at a time; nothing but the image is in shared memory. The
+// caller's `Rows` says where a row's codes and scale are and where it goes.
+#pragma once
+
+#include "cuda/encode/row.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/tiles/product.cuh"
+#include "cuda/tiles/rows.cuh"
+
+namespace tq4::gpu {
+
+constexpr int kInverseThreads = 384, kInverseRows = 64;
+
+/// A lane's G groups of 8 codes (bits <= 4) of one row as they lie at p, which is as aligned as G * bits bytes are: 32-bit words, or 16-bit ones
+/// where G * bits is no multiple of 4.
+template <int G>
+__device__ __forceinline__ void fetch_groups(unsigned (&raw)[G], const std::uint8_t* p, int bits) {
+  constexpr int k1 = G > 1 ? 1 : 0, k2 = G > 2 ? 2 : 0, k3 = G > 3 ? 3 : 0;
+  const auto* words = reinterpret_cast<const unsigned*>(p);
+  const auto* halves = reinterpret_cast<const unsigned short*>(p);
+  if constexpr (G == 4) {
+    if (bits == 4) {
+      const uint4 v = __ldcs(reinterpret_cast<const uint4*>(p));
+      raw[0] = v.x, raw[k1] = v.y, raw[k2] = v.z, raw[k3] = v.w;
+    } else {
+      raw[0] = __ldcs(words);
+      if (bits >= 2) raw[k1] = __ldcs(words + 1);
+      if (bits >= 3) raw[k2] = __ldcs(words + 2);
+    }
+  } else {
+    static_assert(G == 2);
+    raw[0] = 0;
+    if (bits % 2 == 0) raw[0] = __ldcs(words);
+    if (bits % 2 == 1) raw[0] = __ldcs(halves);
+    if (bits == 3) raw[0] |= static_cast<unsigned>(__ldcs(halves + 1)) << 16;
+    if (bits == 4) raw[k1] = __ldcs(words + 1);
+    if (bits == 3) raw[k1] = __ldcs(halves + 2);
+  }
+}
+/// raw to group i in w[i] from bit 0 on; bits above are of anything.
+template <int G>
+__device__ __forceinline__ void spread_groups(unsigned (&w)[G], const unsigned (&raw)[G], int bits) {
+  constexpr int k1 = G > 1 ? 1 : 0, k2 = G > 2 ? 2 : 0, k3 = G > 3 ? 3 : 0;
+  w[0] = raw[0];
+  if (bits == 4) {
+    w[k1] = raw[k1], w[k2] = raw[k2], w[k3] = raw[k3];
+  } else if (bits == 3) {
+    w[k1] = __funnelshift_r(raw[0], raw[k1], 24);
+    if (G == 4) w[k2] = __funnelshift_r(raw[k1], raw[k2], 16), w[k3] = raw[k2] >> 8;
+  } else if (bits == 2) {
+    w[k1] = raw[0] >> 16;
+    if (G == 4) w[k2] = raw[k1], w[k3] = raw[k1] >> 16;
+  } else {
+    w[k1] = raw[0] >> 8;
+    if (G == 4) w[k2] = raw[0] >> 16, w[k3] = raw[0] >> 24;
+  }
+}
+
+/// Centroids of a row's codes as fragments: columns 16 s + 2 t and 16 s + 8 + 2 t of row r (0: g, 1: g + 8) of the image's order Quarters. `table`:
+/// the centroid of lane % 2^bits. Fine: lo takes what fp16 leaves. Returns the sum of the lane's squares (norm correction).
+template <int D, bool Fine>
+__device__ __forceinline__ float centroid_fragments(RowFragments<D>& hi, RowFragments<D>& lo, int r, const unsigned (&w)[D / 32], int bits,
+                                                    float table, bool squares) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int s = 0; s < D / 16; ++s) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int i = 4 * s + 2 * h;  // of the lane's coordinates
+      const float a = __shfl_sync(~0u, table, static_cast<int>(w[i / 8] >> (i % 8 * bits)));
+      const float b = __shfl_sync(~0u, table, static_cast<int>(w[i / 8] >> ((i + 1) % 8 * bits)));
+      if (squares) sum = __fmaf_rn(a, a, __fmaf_rn(b, b, sum));
+      if constexpr (Fine) {
+        split_pair(a, b, hi[s][2 * h + r], lo[s][2 * h + r]);
+      } else {
+        hi[s][2 * h + r] = half2_bits(a, b);
+      }
+    }
+  }
+  return sum;
+}
+
+/// The 8 neighbouring coordinates v * factor + centre to out.
+__device__ __forceinline__ void put_eight(void* out, DType dtype, std::int64_t at, const float (&v)[8]) {
+  if (dtype == DType::F32) {
+    auto* to = reinterpret_cast<float4*>(static_cast<float*>(out) + at);
+    __stcs(to, make_float4(v[0], v[1], v[2], v[3]));
+    __stcs(to + 1, make_float4(v[4], v[5], v[6], v[7]));
+    return;
+  }
+  unsigned w[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    w[k] = dtype == DType::F16 ? half2_bits(v[2 * k], v[2 * k + 1]) : bf16x2_bits(v[2 * k], v[2 * k + 1]);
+  }
+  __stcs(reinterpret_cast<uint4*>(static_cast<unsigned short*>(out) + at), make_uint4(w[0], w[1], w[2], w[3]));
+}
+
+struct InverseSide {
+  RowCodec codec;
+  int row_bits;      ///< bits a code takes in a row (4 for turboquant-vllm's nibbles)
+  int nibbles_high;  ///< the even coordinate is in the high nibble
+  int parts;         ///< of the matrix that are used
+};
+
+/// A row of the caller's. `Rows` has side(), out(), dtype, zero (= 0, see plain_fragments), count() (rows of the block's share of the grid),
+/// image_head(), row(i), fetch(raw, row, t) and spread(w, raw): the lane's groups of codes as fetch_groups and spread_groups give them.
+struct InverseRow {
+  const std::uint8_t* codes;  ///< the row's, or the tile's it is in
+  int token;                  ///< in the tile
+  int head;
+  float scale;
+  std::int64_t out;  ///< the first element's place
+};
+
+template <int D, bool Fine, class Rows>
+__global__ void __launch_bounds__(kInverseThreads, 1) inverse_tiles(const __grid_constant__ Rows a) {
+  TQ4_DYNAMIC_SHARED(float, memory);
+  const InverseSide& side = a.side();
+  const SideTables& tables = side.codec.t;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, g = lane >> 2, t = lane & 3;
+  const std::uint32_t image = image_address(memory);
+  copy_image<D>(image,
+                tables.inverse_image + (tables.per_head ? static_cast<std::int64_t>(a.image_head()) * tables.image_parts * D * D : 0),
+                side.parts, thread, kInverseThreads);
+  const float table = __ldg(tables.cells + 64 + lane);
+  const unsigned rows = a.count(), step = gridDim.x * (kInverseThreads / 128) * kInverseRows;
+  unsigned first = (blockIdx.x * (kInverseThreads / 128) + static_cast<unsigned>(thread) / 128) * kInverseRows;
+  const unsigned mine = static_cast<unsigned>(thread) % 128 / 32 * 16 + static_cast<unsigned>(g);
+
+  unsigned raw[2][D / 32];
+  InverseRow next[2];
+  const auto fetch = [&](unsigned begin) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      next[r] = a.row(min(begin + mine + 8 * static_cast<unsigned>(r), rows - 1));
+      a.fetch(raw[r], next[r], t);
+    }
+  };
+  if (first < rows) fetch(first);
+  for (; first < rows; first += step) {
+    RowFragments<D> hi, lo;
+    InverseRow row[2];
+    unsigned w[2][D / 32];
+    float factor[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      row[r] = next[r];
+#pragma unroll
+      for (unsigned& v : raw[r]) v ^= a.zero;
+      a.spread(w[r], raw[r]);
+#pragma unroll
+      for (unsigned& v : w[r]) {
+        if (side.nibbles_high) v = (v >> 4 & 0x0f0f0f0fu) | (v & 0x0f0f0f0fu) << 4;
+      }
+    }
+    if (first + step < rows) fetch(first + step);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float squares = centroid_fragments<D, Fine>(hi, lo, r, w[r], side.row_bits, table, side.codec.norm_correction != 0);
+      factor[r] = row[r].scale * tables.image_scale;
+      if (side.codec.norm_correction) {
+        squares += __shfl_xor_sync(~0u, squares, 1);
+        squares += __shfl_xor_sync(~0u, squares, 2);
+        factor[r] *= __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(squares, 1e-16f)));
+      }
+    }
+    float x[D / 2];
+    products_begin();
+    add_product<D>(x, hi, image, true);
+    if (side.parts > 1) add_product<D>(x, hi, image + image_part_bytes(D), false);
+    if constexpr (Fine) add_product<D>(x, lo, image, false);
+    products_end();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (first + mine + 8 * static_cast<unsigned>(r) >= rows) continue;
+      const float* centre = tables.centre ? tables.centre + static_cast<std::int64_t>(row[r].head) * D : nullptr;
+#pragma unroll
+      for (int c = 0; c < D / 32; ++c) {
+        float v[8];
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {
+          v[k] = x[4 * (4 * c + k / 2) + 2 * r + k % 2] * factor[r];
+          if (centre) v[k] += __ldg(centre + 32 * c + 8 * t + k);
+        }
+        put_eight(a.out(), static_cast<DType>(a.dtype), row[r].out + 32 * c + 8 * t, v);
+      }
+    }
+  }
+}
+
+/// Whether a side's codes become rows of the original space here; `out` is where rows go, dense.
+inline bool inverse_serves(const RowCodec& r, const void* out) {
+  return r.kind == static_cast<int>(CodeKind::Mse) && r.t.cells && !r.t.pair_points && r.t.inverse_image && !r.t.rope_mu && r.dim <= 128 &&
+         reinterpret_cast<std::uintptr_t>(out) % 16 == 0;
+}
+/// Parts of the matrix for rows of this dtype: what fp16 and bf16 round away need not be computed.
+inline int inverse_parts(const RowCodec& r, DType dtype) { return dtype == DType::F32 ? r.t.image_parts : 1; }
+
+/// `rows` rows for each of grid_y, grid_z.
+template <class Rows>
+void launch_inverse(const char* what, const Rows& a, std::int64_t rows, unsigned grid_y, unsigned grid_z, int dim, int parts,
+                    const DeviceInfo& device, cudaStream_t stream) {
+  const int groups = kInverseThreads / 128;
+  const std::int64_t tiles = (rows + kInverseRows - 1) / kInverseRows,
+                     most = std::max<std::int64_t>(1, device.sm_count / static_cast<std::int64_t>(grid_y * grid_z));
+  const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>((tiles + groups - 1) / groups, 1, most)), grid_y, grid_z);
+  const std::size_t shared = image_shared_bytes(dim, parts);
+  const auto launch = [&](auto* kernel) {
+    allow_shared(kernel, shared, device.shared_bytes_per_block, what);
+    launch_kernel(what, {grid, kInverseThreads, shared, stream}, kernel, a);
+  };
+  const bool fine = static_cast<DType>(a.dtype) == DType::F32;
+  if (dim == 64) {
+    fine ? launch(inverse_tiles<64, true, Rows>) : launch(inverse_tiles<64, false, Rows>);
+  } else {
+    fine ? launch(inverse_tiles<128, true, Rows>) : launch(inverse_tiles<128, false, Rows>);
+  }
+}
+
+}  // namespace tq4::gpu

@@ -1,0 +1,151 @@
+// Rotated coordinates in registers to codes: `Lanes` neighbouring lanes share a row, each with N coordinates whose codes are neighbours. Scalar codebooks
+// of up to 4 bits, and fp8. A code costs two shuffles and no search: coordinates are cut in 32 equal cells with at most one boundary each, lane c
+// knows cell c.
+//
+// A cell's word is the boundary in it with its last four bits replaced by 14 - (the code below it) modulo 16 (the nearest such number: off by at
+// most 8 units in the last place, 1e-7 of a boundary), so that the word plus 1 where z is below ends in the code's complement; sums are in
+// another order than the CPU's. Codes are therefore those of row.cuh but for coordinates that close to a boundary.
+#pragma once
+
+#include "cuda/encode/row.cuh"
+#include "cuda/ptx.cuh"
+
+namespace tq4::gpu {
+
+struct CodeCells {
+  float cell, centroid;  ///< of this lane's cell, and of the code whose complement is this lane's number
+  float scale, offset;   ///< cell of z = round(31 * clamp(scale z + offset, 0, 1))
+};
+__device__ __forceinline__ CodeCells load_cells(const SideTables& t, int lane) {
+  if (t.cells == nullptr) return {0.0f, 0.0f, 0.0f, 0.0f};
+  return {__ldg(t.cells + lane), __ldg(t.cells + 32 + lane), t.cell_scale, t.cell_offset};
+}
+
+/// Codes of N coordinates: group i of 8 as 8 bits: bits [0, 32) in low[i], fp8's upper four in high[i].
+template <int N>
+struct LaneCodes {
+  unsigned low[N / 8], high[N / 8];
+  float scale;
+};
+
+/// Two numbers as E4M3, the first in the lower byte.
+__device__ __forceinline__ unsigned short e4m3x2_bits(float x, float y) {
+  if (converts_to_e4m3()) return to_e4m3x2(x, y);
+  return static_cast<unsigned short>(fp8_bits(static_cast<int>(Fp8Kind::E4M3), x) | fp8_bits(static_cast<int>(Fp8Kind::E4M3), y) << 8);
+}
+
+template <int Lanes>
+__device__ __forceinline__ float sum_lanes(float v) {
+#pragma unroll
+  for (int o = 1; o < Lanes; o *= 2) v += __shfl_xor_sync(~0u, v, o);
+  return v;
+}
+
+/// y(i) * factor is coordinate i of this lane's N; all lanes of the warp.
+template <int N, int Lanes, class Y>
+__device__ __forceinline__ LaneCodes<N> code_lanes(const RowCodec& r, const CodeCells& cells, const Y& y, float factor) {
+  LaneCodes<N> out;
+  out.scale = 1.0f;
+  if (r.kind == static_cast<int>(CodeKind::Fp8)) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      (i % 8 == 0 ? out.low : out.high)[i / 8] =
+          e4m3x2_bits(__fmul_rn(y(i), factor), __fmul_rn(y(i + 1), factor)) |
+          static_cast<unsigned>(e4m3x2_bits(__fmul_rn(y(i + 2), factor), __fmul_rn(y(i + 3), factor))) << 16;
+    }
+    return out;
+  }
+  float yy[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int i = 0; i < N; ++i) yy[i & 1] = __fmaf_rn(y(i), y(i), yy[i & 1]);
+  const float square = sum_lanes<Lanes>(yy[0] + yy[1]), seen = __fmul_rn(__fmul_rn(square, factor), factor);  // `seen` is the CPU's
+  const bool regular = seen > 0.0f && seen < INFINITY;
+  float inverse = rsqrtf(square);
+  inverse *= __fmaf_rn(-0.5f * square * inverse, inverse, 1.5f);
+  if (!regular) inverse = 0.0f;
+  const float to_place = inverse * cells.scale;
+  float yc[2] = {0.0f, 0.0f}, cc[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int g = 0; g < N / 8; ++g) {
+    unsigned word = 0;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const float v = y(8 * g + k);
+      const float place = __fmaf_rn(__saturatef(__fmaf_rn(v, to_place, cells.offset)), 31.0f, 8388608.0f);
+      const float cell = __shfl_sync(~0u, cells.cell, __float_as_int(place));
+      const unsigned below = __float_as_uint(__fmaf_rn(v, inverse, -cell)) >> 31;
+      const unsigned code = __float_as_uint(cell) + below;  // its last bits are the code's complement
+      const float centroid = __shfl_sync(~0u, cells.centroid, static_cast<int>(code));
+      yc[k & 1] = __fmaf_rn(v, centroid, yc[k & 1]);
+      cc[k & 1] = __fmaf_rn(centroid, centroid, cc[k & 1]);
+      word = __funnelshift_r(word, code, static_cast<unsigned>(r.bits));
+    }
+    out.low[g] = ~word >> (32 - 8 * r.bits);
+    out.high[g] = 0;
+  }
+  float dot = sum_lanes<Lanes>(yc[0] + yc[1]), centroids = sum_lanes<Lanes>(cc[0] + cc[1]);
+  if (r.norm_correction) {
+    const float k = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(centroids, 1e-16f)));
+    dot *= k;
+    centroids *= k * k;
+  }
+  float scale;
+  if (regular && r.scale_rule == static_cast<int>(ScaleRule::LeastSquares)) {
+    scale = __fmul_rn(__fdiv_rn(dot, centroids), factor);
+  } else if (regular && r.scale_rule == static_cast<int>(ScaleRule::Unbiased)) {
+    scale = __fmul_rn(__fdiv_rn(square, dot), factor);
+  } else {
+    scale = __fsqrt_rn(seen);
+  }
+  out.scale = round_scale(r, scale);
+  return out;
+}
+
+/// G groups of `bits` bytes each to p, which is as aligned as G * bits is (to 16 at most).
+template <int G>
+__device__ __forceinline__ void put_aligned(unsigned char* p, const unsigned (&low)[G], const unsigned (&high)[G], int bits) {
+  constexpr int k1 = G > 1 ? 1 : 0, k2 = G > 2 ? 2 : 0, k3 = G > 3 ? 3 : 0;
+  static_assert(G == 1 || G == 2 || G == 4);
+  if (bits == 4) {
+    if constexpr (G == 4) *reinterpret_cast<uint4*>(p) = make_uint4(low[0], low[k1], low[k2], low[k3]);
+    if constexpr (G == 2) *reinterpret_cast<uint2*>(p) = make_uint2(low[0], low[k1]);
+    if constexpr (G == 1) *reinterpret_cast<unsigned*>(p) = low[0];
+  } else if (bits == 3) {
+    if constexpr (G == 4) {
+      auto* w = reinterpret_cast<unsigned*>(p);
+      w[0] = low[0] | low[k1] << 24, w[1] = low[k1] >> 8 | low[k2] << 16, w[2] = low[k2] >> 16 | low[k3] << 8;
+    } else if constexpr (G == 2) {
+      auto* w = reinterpret_cast<unsigned short*>(p);
+      w[0] = static_cast<unsigned short>(low[0]), w[1] = static_cast<unsigned short>(low[0] >> 16 | low[k1] << 8),
+      w[2] = static_cast<unsigned short>(low[k1] >> 8);
+    } else {
+      p[0] = static_cast<unsigned char>(low[0]), p[1] = static_cast<unsigned char>(low[0] >> 8),
+      p[2] = static_cast<unsigned char>(low[0] >> 16);
+    }
+  } else if (bits == 2) {
+    if constexpr (G == 4) *reinterpret_cast<uint2*>(p) = make_uint2(low[0] | low[k1] << 16, low[k2] | low[k3] << 16);
+    if constexpr (G == 2) *reinterpret_cast<unsigned*>(p) = low[0] | low[k1] << 16;
+    if constexpr (G == 1) *reinterpret_cast<unsigned short*>(p) = static_cast<unsigned short>(low[0]);
+  } else if (bits == 8) {
+#pragma unroll
+    for (int g = 0; g < G; ++g) reinterpret_cast<uint2*>(p)[g] = make_uint2(low[g], high[g]);
+  } else {
+#pragma unroll
+    for (int g = 0; g < G; ++g) p[g] = static_cast<unsigned char>(low[g]);
+  }
+}
+/// The same wherever p points.
+template <int G>
+__device__ __forceinline__ void put_groups(unsigned char* p, const unsigned (&low)[G], const unsigned (&high)[G], int bits) {
+  const unsigned address = static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(p)), bytes = static_cast<unsigned>(G * bits);
+  if ((address & (bits == 8 ? 7u : (bytes & (0u - bytes)) - 1u)) == 0) {
+    put_aligned(p, low, high, bits);
+    return;
+  }
+#pragma unroll
+  for (int g = 0; g < G; ++g) {
+    for (int b = 0; b < bits; ++b) p[g * bits + b] = static_cast<unsigned char>((b < 4 ? low[g] : high[g]) >> (b % 4 * 8));
+  }
+}
+
+}  // namespace tq4::gpu

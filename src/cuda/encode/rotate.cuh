@@ -1,0 +1,341 @@
+// encode and store on the tensor cores: rows are turned by the matrix's image, coded in registers (lanes.cuh) and handed to a sink, which knows where
+// bytes go (planes or pages). Two kernels: `tiles` for many rows (the image stays in a block's shared memory, a warpgroup takes 64 rows at a
+// time), `step` for few (16 rows a block, the warps share the matrix's rows and hold them in registers before x is there).
+#pragma once
+
+#include "cuda/encode/lanes.cuh"
+#include "cuda/encode/rotate.h"
+#include "cuda/launch.cuh"
+#include "cuda/tiles/product.cuh"
+#include "cuda/tiles/rows.cuh"
+
+namespace tq4::gpu {
+
+struct RotateSide {
+  RowCodec codec;
+  const void* x;
+  std::int64_t token_stride, head_stride;  ///< elements
+  int parts;                               ///< of the matrix that are used
+};
+template <class Sink>
+struct RotateArgs {
+  RotateSide side[2];
+  Sink sink;
+  int dtype;
+  std::int64_t n;
+  int heads;
+  int by_head;        ///< matrices are per head: a block works for one head
+  unsigned zero = 0;  ///< see plain_fragments
+};
+
+/// Row `row` of a block's rows is this token of this head.
+struct RowPlace {
+  std::int64_t token;
+  int head;
+};
+template <class Sink>
+__device__ __forceinline__ RowPlace row_place(const RotateArgs<Sink>& a, unsigned row) {
+  if (a.by_head) return {row, static_cast<int>(blockIdx.y)};
+  const unsigned token = row / static_cast<unsigned>(a.heads);
+  return {token, static_cast<int>(row - token * static_cast<unsigned>(a.heads))};
+}
+template <class Sink>
+__device__ __forceinline__ unsigned row_count(const RotateArgs<Sink>& a) {
+  return static_cast<unsigned>(a.by_head ? a.n : a.n * a.heads);
+}
+__device__ __forceinline__ const std::uint16_t* image_of(const SideTables& t, int dim) {
+  return t.forward_image + (t.per_head ? static_cast<std::int64_t>(blockIdx.y) * t.image_parts * dim * dim : 0);
+}
+__device__ __forceinline__ const float* centre_of(const SideTables& t, int dim, int head) {
+  return t.centre ? t.centre + static_cast<std::int64_t>(head) * dim : nullptr;
+}
+
+// ---- Many rows ----------------------------------------------------------------------------------------------------------------------
+
+constexpr int kTileThreads = 384, kTileRows = 64;
+
+/// A lane's share of two rows (g, g + 8 of its warp's 16) as fragments: hi + lo, times factor.
+template <int D>
+struct TileRows {
+  RowFragments<D> hi, lo;
+  float factor[2];
+};
+/// fp16 as it is, in two steps, so that nothing waits for the loads until the fragments are needed.
+template <int D>
+using RawRows = uint4[2][D / 32];
+template <int D>
+__device__ __forceinline__ void fetch_rows(RawRows<D>& raw, const RotateSide& side, const std::int64_t (&at)[2], int t) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const auto* x = reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(side.x) + (at[r] < 0 ? 0 : at[r]) + 8 * t);
+#pragma unroll
+    for (int c = 0; c < D / 32; ++c) raw[r][c] = __ldcs(x + 4 * c);  // rows that are not there read others and are not stored
+  }
+}
+/// `zero` is 0, which the compiler does not know: a mere copy would be made, and waited for, right behind the loads.
+template <int D>
+__device__ __forceinline__ void plain_fragments(RowFragments<D>& hi, const RawRows<D>& raw, unsigned zero) {
+#pragma unroll
+  for (int c = 0; c < D / 32; ++c) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint4 v = raw[r][c];
+      hi[2 * c][r] = v.x ^ zero, hi[2 * c][2 + r] = v.y ^ zero, hi[2 * c + 1][r] = v.z ^ zero, hi[2 * c + 1][2 + r] = v.w ^ zero;
+    }
+  }
+}
+/// Anything else: scaled and split.
+template <int D>
+__device__ __forceinline__ void load_split_rows(TileRows<D>& rows, const RotateSide& side, DType dtype, const std::int64_t (&at)[2],
+                                                const RowPlace (&place)[2], int t) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float v[D / 32][8], largest = 0.0f;
+    const float* centre = centre_of(side.codec.t, D, place[r].head);
+#pragma unroll
+    for (int c = 0; c < D / 32; ++c) {
+      load_eight(v[c], side.x, dtype, at[r] < 0 ? at[r] : at[r] + 32 * c + 8 * t, centre ? centre + 32 * c + 8 * t : nullptr);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) largest = largest_of(largest, v[c][k]);
+    }
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+    const float2 power = row_power(largest);
+#pragma unroll
+    for (int c = 0; c < D / 32; ++c) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int s = 2 * c + k / 2, i = k % 2 * 2 + r;
+        split_pair(v[c][2 * k] * power.x, v[c][2 * k + 1] * power.x, rows.hi[s][i], rows.lo[s][i]);
+      }
+    }
+    rows.factor[r] = side.codec.t.image_scale * power.y;
+  }
+}
+
+template <int D, bool Plain, class Sink>
+__global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_constant__ RotateArgs<Sink> a) {
+  TQ4_DYNAMIC_SHARED(float, memory);
+  const bool key = blockIdx.z == 0;
+  const RotateSide& side = a.side[Sink::kSides == 1 ? 0 : blockIdx.z];
+  const SideTables& tables = side.codec.t;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, g = lane >> 2, t = lane & 3;
+  const std::uint32_t image = image_address(memory);
+  copy_image<D>(image, image_of(tables, D), side.parts, thread, kTileThreads);
+  const CodeCells cells = load_cells(tables, lane);
+
+  const unsigned rows = row_count(a), step = gridDim.x * (kTileThreads / 128) * kTileRows;
+  unsigned row = (blockIdx.x * (kTileThreads / 128) + static_cast<unsigned>(thread) / 128) * kTileRows +
+                 static_cast<unsigned>(thread) % 128 / 32 * 16 + static_cast<unsigned>(g);
+  const auto tile_begins = [&](unsigned lane_row) {
+    return lane_row - static_cast<unsigned>(g) - static_cast<unsigned>(thread) % 128 / 32 * 16;
+  };
+  RowPlace place[2], next[2];
+  std::int64_t at[2];
+  const auto locate = [&](unsigned first) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const unsigned i = first + 8 * static_cast<unsigned>(r);
+      next[r] = i < rows ? row_place(a, i) : RowPlace{-1, 0};
+      at[r] = i < rows ? next[r].token * side.token_stride + next[r].head * side.head_stride : -1;
+    }
+  };
+  RawRows<D> raw;
+  if (tile_begins(row) < rows) {
+    locate(row);
+    if constexpr (Plain) fetch_rows<D>(raw, side, at, t);
+  }
+  for (; tile_begins(row) < rows; row += step) {
+    TileRows<D> x;
+    if constexpr (Plain) {
+      plain_fragments<D>(x.hi, raw, a.zero);
+      x.factor[0] = x.factor[1] = tables.image_scale;
+    } else {
+      load_split_rows<D>(x, side, static_cast<DType>(a.dtype), at, next, t);
+    }
+    float y[D / 2];
+    products_begin();
+    add_product<D>(y, x.hi, image, true);
+    if (side.parts > 1) add_product<D>(y, x.hi, image + image_part_bytes(D), false);
+    if constexpr (!Plain) add_product<D>(y, x.lo, image, false);
+    products_end();
+    typename Sink::Slot slot[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      place[r] = next[r];
+      slot[r] = a.sink.slot(place[r]);
+    }
+    if (tile_begins(row) + step < rows) {  // what comes next arrives while this tile is coded
+      locate(row + step);
+      if constexpr (Plain) fetch_rows<D>(raw, side, at, t);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const auto codes = code_lanes<D / 4, 4>(
+          side.codec, cells, [&](int i) { return y[4 * (i / 2) + 2 * r + i % 2]; }, x.factor[r]);
+      a.sink.template put<D / 4>(side.codec, key, slot[r], place[r].head, D / 4 * t, codes);
+    }
+  }
+}
+
+// ---- Few rows -----------------------------------------------------------------------------------------------------------------------
+
+constexpr int kStepRows = 16;
+constexpr std::size_t step_shared_bytes(int dim) { return static_cast<std::size_t>(kStepRows * ((dim + 8) * 4 + (dim + 4) * 4 + 4)); }
+
+/// The rows of the matrix that a warp multiplies with: fragments of two tiles of 8 rows. A lane's 16-byte chunk (4 c + t of its row) serves
+/// products 2 c and 2 c + 1: word w has coordinates 32 c + 8 w + 2 t + {0, 1}, and so have the fragments of x.
+template <int D>
+__device__ __forceinline__ void load_matrix_rows(uint4 (&b)[2][D / 32], const std::uint16_t* part, int warp, int g, int t) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int c = 0; c < D / 32; ++c) {
+      b[j][c] = __ldg(reinterpret_cast<const uint4*>(reinterpret_cast<const unsigned char*>(part) +
+                                                     image_byte(D, 16 * warp + 8 * j + g, 8 * (4 * c + t))));
+    }
+  }
+}
+/// y += x b^T; x [16][D + 8] fp16 in shared memory.
+template <int D>
+__device__ __forceinline__ void multiply_rows(float (&y)[2][4], const std::uint16_t* x, const uint4 (&b)[2][D / 32], int g, int t) {
+#pragma unroll
+  for (int c = 0; c < D / 32; ++c) {
+    std::uint32_t upper[4], lower[4];
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      upper[w] = *reinterpret_cast<const std::uint32_t*>(x + g * (D + 8) + 32 * c + 8 * w + 2 * t);
+      lower[w] = *reinterpret_cast<const std::uint32_t*>(x + (g + 8) * (D + 8) + 32 * c + 8 * w + 2 * t);
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      mma(y[j], upper[0], lower[0], upper[1], lower[1], b[j][c].x, b[j][c].y);
+      mma(y[j], upper[2], lower[2], upper[3], lower[3], b[j][c].z, b[j][c].w);
+    }
+  }
+}
+
+template <int D, class Sink>
+__global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ RotateArgs<Sink> a) {
+  constexpr int kRowLanes = D / 8, kPitch = D + 8, kSumPitch = D + 4;
+  TQ4_DYNAMIC_SHARED(float, memory);
+  float *y = memory, *factors = y + kStepRows * kSumPitch;
+  auto* hi = reinterpret_cast<std::uint16_t*>(factors + kStepRows);
+  std::uint16_t* lo = hi + kStepRows * kPitch;
+  const bool key = blockIdx.z == 0;
+  const RotateSide& side = a.side[Sink::kSides == 1 ? 0 : blockIdx.z];
+  const SideTables& tables = side.codec.t;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread >> 5, lane = thread & 31, g = lane >> 2, t = lane & 3;
+
+  // What the codec alone decides, while the kernel before this one ends.
+  launch_dependents_if_able();
+  const std::uint16_t* image = image_of(tables, D);
+  uint4 first[2][D / 32], second[2][D / 32];
+  load_matrix_rows<D>(first, image, warp, g, t);
+  if (D <= 128 && side.parts > 1) load_matrix_rows<D>(second, image + D * D, warp, g, t);
+  const CodeCells cells = load_cells(tables, lane);
+  const bool plain = plain_rows(side.codec, static_cast<DType>(a.dtype));
+  wait_for_previous_kernels_if_able();
+
+  const int row = thread / kRowLanes, chunk = thread % kRowLanes;
+  const unsigned index = blockIdx.x * kStepRows + static_cast<unsigned>(row);
+  const RowPlace place = index < row_count(a) ? row_place(a, index) : RowPlace{-1, 0};
+  const auto slot = a.sink.slot(place);
+  const float* centre = centre_of(tables, D, place.head);
+  float v[8];
+  load_eight(v, side.x, static_cast<DType>(a.dtype),
+             place.token < 0 ? -1 : place.token * side.token_stride + place.head * side.head_stride + 8 * chunk,
+             centre ? centre + 8 * chunk : nullptr);
+  float2 power = make_float2(1.0f, 1.0f);
+  if (!plain) {
+    float largest = 0.0f;
+#pragma unroll
+    for (const float f : v) largest = largest_of(largest, f);
+#pragma unroll
+    for (int o = 1; o < kRowLanes; o *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
+    power = row_power(largest);
+  }
+  std::uint32_t h[4], l[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) split_pair(v[2 * k] * power.x, v[2 * k + 1] * power.x, h[k], l[k]);
+  *reinterpret_cast<uint4*>(hi + row * kPitch + 8 * chunk) = make_uint4(h[0], h[1], h[2], h[3]);
+  if (!plain) *reinterpret_cast<uint4*>(lo + row * kPitch + 8 * chunk) = make_uint4(l[0], l[1], l[2], l[3]);
+  if (chunk == 0) factors[row] = tables.image_scale * power.y;
+  __syncthreads();
+
+  float sums[2][4] = {};
+  multiply_rows<D>(sums, hi, first, g, t);
+  if (!plain) multiply_rows<D>(sums, lo, first, g, t);
+  if (side.parts > 1) {
+    if (D > 128) load_matrix_rows<D>(second, image + D * D, warp, g, t);
+    multiply_rows<D>(sums, hi, second, g, t);
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      *reinterpret_cast<float2*>(y + (g + 8 * r) * kSumPitch + lane_coordinate(LaneOrder::Quarters, D, 16 * warp + 8 * j + 2 * t)) =
+          make_float2(sums[j][2 * r], sums[j][2 * r + 1]);
+    }
+  }
+  __syncthreads();
+  float mine[8];
+  const auto* from = reinterpret_cast<const float4*>(y + row * kSumPitch + 8 * chunk);
+  const float4 low = from[0], high = from[1];
+  mine[0] = low.x, mine[1] = low.y, mine[2] = low.z, mine[3] = low.w;
+  mine[4] = high.x, mine[5] = high.y, mine[6] = high.z, mine[7] = high.w;
+  const auto codes = code_lanes<8, kRowLanes>(
+      side.codec, cells, [&](int i) { return mine[i]; }, factors[row]);
+  a.sink.template put<8>(side.codec, key, slot, place.head, 8 * chunk, codes);
+}
+
+// ---- Launches -----------------------------------------------------------------------------------------------------------------------
+
+template <int D, class Sink>
+void launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
+  bool plain = true;
+  int parts = 1;
+  for (int s = 0; s < sides; ++s) {
+    plain = plain && plain_rows(a.side[s].codec, static_cast<DType>(a.dtype));
+    parts = std::max(parts, a.side[s].parts);
+  }
+  const std::int64_t rows = a.by_head ? a.n : a.n * a.heads, tiles = (rows + kTileRows - 1) / kTileRows;
+  const int lines = sides * (a.by_head ? a.heads : 1), groups = kTileThreads / 128;
+  const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>((tiles + groups - 1) / groups, 1, std::max(1, device.sm_count / lines))),
+                  a.by_head ? static_cast<unsigned>(a.heads) : 1u, static_cast<unsigned>(sides));
+  const std::size_t shared = image_shared_bytes(D, parts);
+  const auto launch = [&](auto* kernel) {
+    allow_shared(kernel, shared, device.shared_bytes_per_block, what);
+    launch_kernel(what, {grid, kTileThreads, shared, stream}, kernel, a);
+  };
+  plain ? launch(rotate_tiles<D, true, Sink>) : launch(rotate_tiles<D, false, Sink>);
+}
+
+template <int D, class Sink>
+void launch_step(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
+  const std::int64_t rows = a.by_head ? a.n : a.n * a.heads;
+  const dim3 grid(static_cast<unsigned>((rows + kStepRows - 1) / kStepRows), a.by_head ? static_cast<unsigned>(a.heads) : 1u,
+                  static_cast<unsigned>(sides));
+  const LaunchShape shape{grid, 2 * D, step_shared_bytes(D), stream};
+  if (device.compute_major >= 9) {
+    launch_kernel_early(what, shape, rotate_step<D, Sink>, a);
+  } else {
+    launch_kernel(what, shape, rotate_step<D, Sink>, a);
+  }
+}
+
+/// rotate_serves() of rotate.h says yes for every side.
+template <class Sink>
+void launch_rotate(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
+  const int dim = a.side[0].codec.dim;
+  const bool many = dim <= 128 && sides * a.n * a.heads >= static_cast<std::int64_t>(kTileRows) * device.sm_count;
+  if (dim == 64) {
+    many ? launch_tiles<64>(what, a, sides, device, stream) : launch_step<64>(what, a, sides, device, stream);
+  } else if (dim == 128) {
+    many ? launch_tiles<128>(what, a, sides, device, stream) : launch_step<128>(what, a, sides, device, stream);
+  } else {
+    launch_step<256>(what, a, sides, device, stream);
+  }
+}
+
+}  // namespace tq4::gpu

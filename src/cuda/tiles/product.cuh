@@ -1,0 +1,72 @@
+// 64 rows times a matrix on the tensor cores, by a warpgroup: a warp has 16 rows as fragments in registers, the matrix's image (image.h) is in
+// shared memory. On sm_90a wgmma reads it there once for four warps; elsewhere ldmatrix and mma.sync do the same per warp.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/ptx.cuh"
+#include "cuda/tiles/image.h"
+
+namespace tq4::gpu {
+
+/// What a lane (g = lane / 4, t = lane % 4) holds of 16 rows: a[s][0..3] = columns 16 s + 2 t of rows g and g + 8, columns 16 s + 8 + 2 t of both.
+template <int D>
+using RowFragments = std::uint32_t[D / 16][4];
+
+/// sums[4 m + e] (row g) and sums[4 m + 2 + e] (row g + 8), columns 8 m + 2 t + e, += rows * image^T; `first`: = instead of +=. Between
+/// products_begin() and products_end() only; all of the warpgroup.
+template <int D>
+__device__ __forceinline__ void add_product(float (&sums)[D / 2], const RowFragments<D>& rows, std::uint32_t image, bool first) {
+  if (warpgroup_products()) {
+    const std::uint32_t operand = wgmma_operand(image);
+#pragma unroll
+    for (int s = 0; s < D / 16; ++s)
+      wgmma_m64k16(sums, rows[s], operand + static_cast<std::uint32_t>((s / 4 * D * 128 + s % 4 * 32) / 16), !(first && s == 0));
+    return;
+  }
+  if (first) {
+#pragma unroll
+    for (float& v : sums) v = 0.0f;
+  }
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+#pragma unroll
+  for (int m = 0; m < D / 8; ++m) {
+    float c[4] = {sums[4 * m], sums[4 * m + 1], sums[4 * m + 2], sums[4 * m + 3]};
+#pragma unroll
+    for (int s = 0; s < D / 16; s += 2) {
+      unsigned b[4];
+      const int chunk = 2 * (s % 4) + (lane >> 3), row = 8 * m + (lane & 7);
+      ldmatrix_x4(b, image + static_cast<std::uint32_t>(s / 4 * D * 128 + row * 128 + ((chunk ^ (lane & 7)) << 4)));
+      mma(c, rows[s][0], rows[s][1], rows[s][2], rows[s][3], b[0], b[1]);
+      mma(c, rows[s + 1][0], rows[s + 1][1], rows[s + 1][2], rows[s + 1][3], b[2], b[3]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[4 * m + i] = c[i];
+  }
+}
+__device__ __forceinline__ void products_begin() {
+  if (warpgroup_products()) wgmma_fence();
+}
+__device__ __forceinline__ void products_end() {
+  if (warpgroup_products()) wgmma_finish();
+}
+
+/// `parts` parts of an image from global to shared memory; the whole block; synchronised on return.
+template <int D>
+__device__ inline void copy_image(std::uint32_t to, const std::uint16_t* image, int parts, int thread, int threads) {
+  const auto* from = reinterpret_cast<const unsigned char*>(image);
+  for (int i = thread; i < parts * image_part_bytes(D) / 16; i += threads) copy_async_16(to + static_cast<unsigned>(16 * i), from + 16 * i);
+  copy_async_commit();
+  copy_async_wait<0>();
+  fence_for_products();
+  __syncthreads();
+}
+/// Where in a block's dynamic shared memory (of image_shared_bytes) an image goes: wgmma wants 1024-byte alignment.
+__device__ __forceinline__ std::uint32_t image_address(const void* dynamic_shared) {
+  return (shared_address(dynamic_shared) + 1023u) & ~1023u;
+}
+__host__ __device__ constexpr std::size_t image_shared_bytes(int dim, int parts) {
+  return static_cast<std::size_t>(parts * image_part_bytes(dim)) + 1024;
+}
+
+}  // namespace tq4::gpu
