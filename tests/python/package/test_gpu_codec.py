@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 
 SPECS = ["tq4", "tq3", "tq2", "k4v3", "tq2.5", "tq3.5", "k4v3-2d", "k4v4-prod", "k8v4", "k4v16", "fp8", "fp16", "tq4-norm", "turboquant-vllm", "vllm:k8v4", "vllm:4bit_nc", "vllm:3bit_nc"]
 FLIPS = 1e-5
-"""Share of bytes that may differ: kernels and CPU do the same fp32 operations in the same order, so in practice none does."""
+"""Share of bytes that may differ, and two more for a scale next to a tie: rotations go over the tensor cores (docs/gpu.md)."""
 
 
 def vectors(*shape, seed=0, dtype=torch.float16):
@@ -54,7 +54,7 @@ def test_the_cpus_bytes_and_vectors(name, dim):
         same = host.to("cuda")
         for rotated in (False, True):
             expected = codec.decode(host, rotated=rotated)
-            for dtype, bound in ((None, 1e-6), (torch.float16, 1e-3), ("bfloat16", 6e-3)):
+            for dtype, bound in ((None, 3e-6), (torch.float16, 1e-3), ("bfloat16", 6e-3)):
                 got = codec.decode(same, dtype=dtype, rotated=rotated)
                 assert got.is_cuda and got.dtype == {None: torch.float32, "bfloat16": torch.bfloat16}.get(dtype, dtype)
                 assert relative(got, expected) < bound, (side, rotated, dtype)
@@ -71,10 +71,10 @@ def test_strided_vectors_are_read_in_place(cut):
         device = x.cuda() if x.is_contiguous() else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda").copy_(x) if 0 not in x.stride() else x[:, :1].cuda().expand(x.shape)
         assert device.stride() == x.stride()
         flips, total = different_bytes(codec.encode(host), codec.encode(device[cut]))
-        assert flips <= FLIPS * total, f"{tuple(x.stride())}: {flips} of {total}"
+        assert flips <= FLIPS * total + 2, f"{tuple(x.stride())}: {flips} of {total}"
     many = vectors(5, 40, 3, 7, 128, seed=3).permute(3, 1, 0, 2, 4)
     flips, total = different_bytes(codec.encode(many), codec.encode(many.cuda()))
-    assert flips <= FLIPS * total
+    assert flips <= FLIPS * total + 2
 
 
 def test_empty_and_single():
