@@ -28,7 +28,7 @@ struct Options {
   CLI::Option *heads_option = nullptr, *head_dim_option = nullptr;
   CodecOptions codec;
   bool padded = false, ragged = false, calibrated = false, rope = false, general = false, no_rotation = false, no_baselines = false,
-       no_check = false, dry_run = false, tune = false, no_tuned = false;
+       no_overlap = false, no_check = false, dry_run = false, tune = false, no_tuned = false;
   std::uint64_t seed = 1;
   OutputOptions output;
 };
@@ -293,6 +293,7 @@ void run(Options o) {
   gpu::ProfileOptions options;
   options.samples = o.samples;
   options.baselines = !o.no_baselines;
+  options.overlap = !o.no_overlap;
   options.check = !o.no_check;
   options.seed = o.seed;
   if (data != nullptr) options.data = &data->data;
@@ -376,6 +377,9 @@ Action add_profile(CLI::App& app) {
   add_parsed(app, "--samples", options->samples, parse_count, "N", "30", "Timed launches of a graph a point")->group(kRun);
   app.add_flag("--general", options->general, "Do not take the fused kernel")->group(kRun);
   app.add_flag("--no-rotation", options->no_rotation, "Query and output stay in rotated space")->group(kRun);
+  app.add_flag("--no-overlap", options->no_overlap,
+               "Decode: every call waits for the one ahead to end and works out its split anew (else: a plan a step, early start)")
+      ->group(kRun);
   app.add_flag("--no-baselines", options->no_baselines, "Skip the fp16 and fp8 decode")->group(kRun);
   app.add_flag("--no-check", options->no_check, "Skip the comparison with the CPU reference")->group(kRun);
   app.add_flag(

@@ -136,8 +136,7 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
   const DeviceCodec codec(s.spec, s.head_dim, s.num_kv_heads, &source.calibration());
   const PageLayout layout = profile_layout(s);
   {
-    std::vector<BufferPtr> memory, tables;
-    std::vector<std::int32_t> first_table;
+    std::vector<BufferPtr> memory;
     for (int i = 0; i < z.caches; ++i) {
       memory.push_back(std::make_unique<Buffer>(z.cache_bytes));
       if (i == 0) {
@@ -145,11 +144,10 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
       } else {
         check(cudaMemcpy(memory.back()->as<void>(), memory[0]->as<void>(), z.cache_bytes, cudaMemcpyDeviceToDevice), kWhere);
       }
-      const std::vector<std::int32_t> table =
-          block_table(z.lengths, s.block_size, z.pages, z.table_stride, options.seed + static_cast<std::uint64_t>(i));
-      if (i == 0) first_table = table;
-      tables.push_back(Buffer::of(table));
     }
+    // One table for all caches, as an engine's layers have it.
+    const std::vector<std::int32_t> first_table = block_table(z.lengths, s.block_size, z.pages, z.table_stride, options.seed);
+    const BufferPtr table = Buffer::of(first_table);
     const BufferPtr lengths = Buffer::of(z.lengths);
     const std::size_t q_elements = static_cast<std::size_t>(s.batch * s.q_len) * static_cast<std::size_t>(s.num_q_heads * s.head_dim);
     const BufferPtr q = Buffer::of(source.queries(static_cast<std::int64_t>(s.batch) * s.q_len, options.seed));
@@ -172,7 +170,7 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
     p.q_len = s.q_len;
     p.num_q_heads = s.num_q_heads;
     p.cache = {layout, memory[0]->as<std::uint8_t>(), z.pages};
-    p.block_table = tables[0]->as<std::int32_t>();
+    p.block_table = table->as<std::int32_t>();
     p.block_table_stride = z.table_stride;
     p.seq_lens = lengths->as<std::int32_t>();
     p.max_seq_len = z.longest;
@@ -184,15 +182,22 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
     check(cudaMemset(workspace.as<void>(), 0, std::max<std::size_t>(p.workspace_bytes, 1)), kWhere);
     p.workspace = workspace.as<void>();
     result.path = decode_path(codec, p);
+    const Buffer plan(options.overlap ? decode_plan_bytes(codec, p) : 0);
+    if (options.overlap) {
+      p.plan = plan.as<void>();
+      decode_plan(codec, p, plan.as<void>(), nullptr);
+      check(cudaDeviceSynchronize(), kWhere);
+    }
     if (options.check && s.rotate && !(s.rope && exact_rows > 0)) {
       decode(codec, p, nullptr);
       check(cudaDeviceSynchronize(), kWhere);
       result.relative_error = check_decode(codec, p, first_table, z.lengths[0], source.calibration());
     }
     result.time = time_graph(z.caches, options.samples, [&](int i, cudaStream_t stream) {
+      if (options.overlap && i == 0) decode_plan(codec, p, plan.as<void>(), stream);
       DecodeParams call = p;
       call.cache.data = memory[static_cast<std::size_t>(i)]->as<std::uint8_t>();
-      call.block_table = tables[static_cast<std::size_t>(i)]->as<std::int32_t>();
+      if (options.overlap && i > 0) call.fresh_tokens = s.q_len;  // the first has the plan's kernel ahead of it
       decode(codec, call, stream);
     });
     // Exact tokens are read in fp16 instead of from the pages.

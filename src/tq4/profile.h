@@ -41,7 +41,9 @@ struct ProfileOptions {
   bool baselines = true;  ///< fp16 and fp8 paged decode of the same shape (Decode only)
   bool check = true;      ///< error against the CPU reference on one sequence and kv head (Decode; Prefill: its last query)
   std::uint64_t seed = 1;
-  bool cold = true;                   ///< cycle through caches that the second-level cache cannot hold; else one cache again and again
+  bool cold = true;  ///< cycle through caches that the second-level cache cannot hold; else one cache again and again
+  /// Decode: calls share a plan made once and begin while the call ahead ends (DecodeParams::plan, fresh_tokens = q_len), as in an engine's step.
+  bool overlap = true;
   const ProfileData* data = nullptr;  ///< of the shape's heads and head_dim
 };
 /// Seconds of one call.
