@@ -122,8 +122,9 @@ class PageStore:
             self._pages.data = torch.cat([data, data.new_zeros(more * self.batch, data.shape[1])])
             self._blocks += more
             self._pages.num_blocks = self._blocks * self.batch
-        if needed > self._columns:
-            self._columns = max(needed + needed // 2, self._blocks)
+        columns = self._blocks if self._ring is None else self._columns if needed <= self._columns else max(needed + needed // 2, self._blocks)
+        if columns != self._columns:  # also where only the pages grew: entries past the old ones would name blocks in use
+            self._columns = columns
             block = torch.arange(self._columns, device=self._device) % self._blocks
             self._table = (block[None] * self.batch + torch.arange(self.batch, device=self._device)[:, None]).to(torch.int32).contiguous()
 
