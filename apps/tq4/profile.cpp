@@ -378,7 +378,7 @@ Action add_profile(CLI::App& app) {
   app.add_flag("--general", options->general, "Do not take the fused kernel")->group(kRun);
   app.add_flag("--no-rotation", options->no_rotation, "Query and output stay in rotated space")->group(kRun);
   app.add_flag("--no-overlap", options->no_overlap,
-               "Decode: every call waits for the one ahead to end and works out its split anew (else: a plan a step, early start)")
+               "Decode: every call reads nothing before the one ahead has ended (else it starts early, as behind the store of a layer)")
       ->group(kRun);
   app.add_flag("--no-baselines", options->no_baselines, "Skip the fp16 and fp8 decode")->group(kRun);
   app.add_flag("--no-check", options->no_check, "Skip the comparison with the CPU reference")->group(kRun);

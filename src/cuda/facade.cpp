@@ -39,8 +39,6 @@ void store(const DeviceCodec&, const StoreParams&, Stream) { refuse(); }
 void dequant(const DeviceCodec&, Side, const DequantParams&, Stream) { refuse(); }
 void dequant_pages(const DeviceCodec&, const DequantPagesParams&, Stream) { refuse(); }
 std::size_t decode_workspace_bytes(const DeviceCodec&, const DecodeParams&) { refuse(); }
-std::size_t decode_plan_bytes(const DeviceCodec&, const DecodeParams&) { refuse(); }
-void decode_plan(const DeviceCodec&, const DecodeParams&, void*, Stream) { refuse(); }
 std::string decode_path(const DeviceCodec&, const DecodeParams&) { refuse(); }
 void decode(const DeviceCodec&, const DecodeParams&, Stream) { refuse(); }
 

@@ -182,22 +182,15 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
     check(cudaMemset(workspace.as<void>(), 0, std::max<std::size_t>(p.workspace_bytes, 1)), kWhere);
     p.workspace = workspace.as<void>();
     result.path = decode_path(codec, p);
-    const Buffer plan(options.overlap ? decode_plan_bytes(codec, p) : 0);
-    if (options.overlap) {
-      p.plan = plan.as<void>();
-      decode_plan(codec, p, plan.as<void>(), nullptr);
-      check(cudaDeviceSynchronize(), kWhere);
-    }
+    if (options.overlap) p.fresh_tokens = s.q_len;
     if (options.check && s.rotate && !(s.rope && exact_rows > 0)) {
       decode(codec, p, nullptr);
       check(cudaDeviceSynchronize(), kWhere);
       result.relative_error = check_decode(codec, p, first_table, z.lengths[0], source.calibration());
     }
     result.time = time_graph(z.caches, options.samples, [&](int i, cudaStream_t stream) {
-      if (options.overlap && i == 0) decode_plan(codec, p, plan.as<void>(), stream);
       DecodeParams call = p;
       call.cache.data = memory[static_cast<std::size_t>(i)]->as<std::uint8_t>();
-      if (options.overlap && i > 0) call.fresh_tokens = s.q_len;  // the first has the plan's kernel ahead of it
       decode(codec, call, stream);
     });
     // Exact tokens are read in fp16 instead of from the pages.

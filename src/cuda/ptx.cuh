@@ -126,18 +126,22 @@ __device__ __forceinline__ void mbarrier_wait(std::uint32_t bar, std::uint32_t p
       "r"(parity)
       : "memory");
 }
-/// Cache policy of what is read once: the first to leave the second-level cache (what createpolicy.fractional.L2::evict_first gives, as a constant).
-constexpr std::uint64_t kReadOnce = 0x12f0000000000000ull;
+__device__ __forceinline__ std::uint64_t stream_policy() {  // every byte is read once: do not keep it in L2
+  std::uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
 /// One elected lane asks for a tile: its codes and its scales, announced together at `bar`. All of the warp calls.
 template <int CodeBytes, int ScaleBytes>
-__device__ __forceinline__ void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t* scales, std::uint32_t bar) {
+__device__ __forceinline__ void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t* scales, std::uint32_t bar,
+                                          std::uint64_t policy) {
   asm volatile(
       "{\n.reg .pred p;\n"
       "elect.sync _|p, 0xffffffff;\n"
-      "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %4;\n"
-      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%1], [%2], %5, [%0], %8;\n"
-      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%7], [%3], %6, [%0], %8;\n}\n" ::"r"(bar),
-      "r"(dst), "l"(codes), "l"(scales), "n"(CodeBytes + ScaleBytes), "n"(CodeBytes), "n"(ScaleBytes), "r"(dst + CodeBytes), "l"(kReadOnce)
+      "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %5;\n"
+      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%1], [%2], %6, [%0], %4;\n"
+      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%8], [%3], %7, [%0], %4;\n}\n" ::"r"(bar),
+      "r"(dst), "l"(codes), "l"(scales), "l"(policy), "n"(CodeBytes + ScaleBytes), "n"(CodeBytes), "n"(ScaleBytes), "r"(dst + CodeBytes)
       : "memory");
 }
 /// mbarrier_init() of this thread is seen by the asynchronous copies.

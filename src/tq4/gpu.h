@@ -206,22 +206,17 @@ struct DecodeParams {
   ExactPart exact;
   bool general_path = false;  ///< do not take the fused kernel where it would serve
   int splits = 0;             ///< general path: parts that the context is cut into, clamped to what it can have; 0 = by rule (tq4/tune.h)
-  void* workspace = nullptr;  ///< zeroed once by the caller when allocated; the kernel leaves it as it needs it
+  /// Zeroed once by the caller when allocated; the fused kernel leaves it as it needs it, the general path does not: zero it again before the fused
+  /// kernel gets a workspace that the general path has used, or give each its own.
+  void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
-  /// What decode_plan() wrote for this step: same shapes, seq_lens, block_table, page layout, window and exact part. Null: every call works it out.
-  const void* plan = nullptr;
   /// -1: the call reads nothing before the kernels ahead of it in the stream have ended. n >= 0, a promise: of what the call reads, the kernel just
-  /// ahead writes only q, exact tokens and each sequence's last n tokens in the pages, not seq_lens, block_table or plan. The fused kernel then begins
+  /// ahead writes only q, exact tokens and each sequence's last n tokens in the pages, not seq_lens or block_table. The fused kernel then begins
   /// while that kernel ends (programmatic dependent launch). In a layer of an engine that kernel is store(), and n its tokens a sequence.
   int fresh_tokens = -1;
 };
 /// Depends on shapes and max_seq_len only.
 std::size_t decode_workspace_bytes(const DeviceCodec& codec, const DecodeParams& params);
-/// The fused kernel's split of the context over the multiprocessors, worked out on the device once a step and read by the calls of all layers that share
-/// params.seq_lens, block_table, shapes and page layout (whose cache, q and out may differ). decode_plan_bytes is 0, and decode_plan does nothing, where
-/// the general path serves. Without a plan every call works it out for itself: about half a microsecond.
-std::size_t decode_plan_bytes(const DeviceCodec& codec, const DecodeParams& params);
-void decode_plan(const DeviceCodec& codec, const DecodeParams& params, void* plan, Stream stream);
 /// The path a call takes: "fused-sm90", "general", ... ; throws Unsupported with the reason when none does.
 std::string decode_path(const DeviceCodec& codec, const DecodeParams& params);
 void decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream);

@@ -42,7 +42,7 @@ struct ProfileOptions {
   bool check = true;      ///< error against the CPU reference on one sequence and kv head (Decode; Prefill: its last query)
   std::uint64_t seed = 1;
   bool cold = true;  ///< cycle through caches that the second-level cache cannot hold; else one cache again and again
-  /// Decode: calls share a plan made once and begin while the call ahead ends (DecodeParams::plan, fresh_tokens = q_len), as in an engine's step.
+  /// Decode: a call begins while the one ahead ends (DecodeParams::fresh_tokens = q_len), as behind the store of an engine's layer.
   bool overlap = true;
   const ProfileData* data = nullptr;  ///< of the shape's heads and head_dim
 };

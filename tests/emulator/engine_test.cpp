@@ -175,7 +175,8 @@ bool ring(bool wait, bool order) {
     gpu::fence_mbarrier_init();
     __syncwarp();
     const auto ask = [&](int tile) {
-      if (tile < kTiles) gpu::bulk_load<64, 32>(kRing + tile % kStages * 96, from[tile], from[tile] + 64, kSharedBase + tile % kStages * 8);
+      if (tile < kTiles)
+        gpu::bulk_load<64, 32>(kRing + tile % kStages * 96, from[tile], from[tile] + 64, kSharedBase + tile % kStages * 8, 0);
     };
     for (int i = 0; i < kStages; ++i) ask(i);
     for (int tile = 0; tile < kTiles; ++tile) {

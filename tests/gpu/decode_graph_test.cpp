@@ -43,8 +43,8 @@ TEST(DecodeGraph, ReplaysWithChangingLengths) {
   }
 }
 
-// A plan made once, and a call that begins before the kernel ahead of it has ended, give the bytes of a call that does neither.
-TEST(DecodeGraph, PlansAndEarlyStartsChangeNothing) {
+// A call that begins before the kernel ahead of it has ended gives the bytes of one that waits.
+TEST(DecodeGraph, EarlyStartsChangeNothing) {
   TQ4_REQUIRE_DEVICE();
   struct Shape {
     std::vector<int> lengths;
@@ -58,33 +58,20 @@ TEST(DecodeGraph, PlansAndEarlyStartsChangeNothing) {
     c.q_heads = shape.q_heads, c.kv_heads = shape.kv_heads, c.q_len = shape.q_len, c.window = shape.window;
     c.exact_sinks = shape.sinks, c.exact_window = shape.recent, c.exact_rotated = true;
     DecodeProblem problem(c, 12);
-    const std::size_t bytes = decode_plan_bytes(problem.codec(), problem.params());
-    EXPECT_EQ(bytes > 0, problem.path() == "fused-sm90");
-    const Device<std::uint8_t> plan(bytes + 1);
     std::vector<int> shorter = shape.lengths;
     for (int& n : shorter) n = n * 2 / 3;
     for (const std::vector<int>& lengths : {shape.lengths, shorter}) {
       if (shape.recent > 0 && lengths == shorter) continue;  // the ring buffers are of the full lengths
       problem.set_lengths(lengths);
-      problem.params().plan = nullptr;
       problem.params().fresh_tokens = -1;
       problem.run();
       const std::vector<std::uint8_t> plain = problem.out();
       EXPECT_LT(problem.errors().out, 2e-3);
-      problem.params().fresh_tokens = shape.q_len;
-      problem.run();
-      EXPECT_EQ(problem.out(), plain) << "early";
-      decode_plan(problem.codec(), problem.params(), plan.get(), nullptr);
-      cuda_ok(cudaDeviceSynchronize());
-      problem.params().plan = plan.get();
-      problem.run();
-      EXPECT_EQ(problem.out(), plain) << "planned and early";
-      problem.params().fresh_tokens = 1 << 20;  // nothing is settled
-      problem.run();
-      EXPECT_EQ(problem.out(), plain) << "planned, all fresh";
-      problem.params().fresh_tokens = -1;
-      problem.run();
-      EXPECT_EQ(problem.out(), plain) << "planned";
+      for (const int fresh : {shape.q_len, 0, 1 << 20}) {  // as many as the kernel ahead writes, none, all
+        problem.params().fresh_tokens = fresh;
+        problem.run();
+        EXPECT_EQ(problem.out(), plain) << fresh;
+      }
     }
   }
 }
@@ -95,7 +82,6 @@ TEST(DecodeGraph, RefusesAWrongPromise) {
   if (problem.path() != "fused-sm90") GTEST_SKIP() << "the general path begins when all is there";
   problem.params().fresh_tokens = -2;
   EXPECT_THROW(problem.run(), tq4::Error);
-  EXPECT_THROW(decode_plan(problem.codec(), problem.params(), nullptr, nullptr), tq4::Error);
 }
 
 TEST(DecodeGraph, IsDeterministic) {

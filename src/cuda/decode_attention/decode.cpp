@@ -1,7 +1,6 @@
 // Decode attention's entry: the fused kernel where it serves a call, the general path everywhere else. decode_path() says which.
 #include <algorithm>
 
-#include "cuda/check.h"
 #include "cuda/decode_attention/fused.h"
 #include "cuda/decode_attention/general.h"
 #include "tq4/gpu.h"
@@ -26,18 +25,6 @@ std::string decode_path(const DeviceCodec& codec, const DecodeParams& params) {
   if (takes_fused(codec, params)) return "fused-sm90";
   general_check(codec, params);
   return "general";
-}
-
-std::size_t decode_plan_bytes(const DeviceCodec& codec, const DecodeParams& params) {
-  return takes_fused(codec, params) ? fused_plan_bytes(codec, params) : 0;
-}
-
-void decode_plan(const DeviceCodec& codec, const DecodeParams& params, void* plan, Stream stream) {
-  constexpr const char* kWhere = "decode_plan";
-  cache_view(codec, params.cache, kWhere);
-  if (!takes_fused(codec, params)) return;
-  require(plan && params.block_table && params.seq_lens, "a tensor of the call is a null pointer", kWhere);
-  fused_plan(codec, params, plan, stream);
 }
 
 void decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream) {

@@ -66,12 +66,33 @@ std::size_t counter_bytes(const DeviceCodec& codec, const DecodeParams& p) {
   return align(static_cast<std::size_t>(p.num_seqs) * codec.num_kv_heads() * sizeof(std::uint32_t));
 }
 
-/// What the kernel gets of a call.
-fused::Params kernel_params(const DeviceCodec& codec, const DecodeParams& params) {
+}  // namespace
+
+bool fused_supported(const DeviceCodec& codec, const DecodeParams& params, std::string* why) {
+  const char* reason = refusal(codec, params);
+  if (reason && why) *why = reason;
+  return reason == nullptr;
+}
+
+std::size_t fused_workspace_bytes(const DeviceCodec& codec, const DecodeParams& params) {
+  const fused::Instance* instance = find(codec, params);
+  if (!instance) return 0;
+  return counter_bytes(codec, params) + 2 * static_cast<std::size_t>(codec.device().sm_count) * instance->partial_floats * sizeof(float);
+}
+
+void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream) {
+  constexpr const char* kWhere = "decode";
+  require(params.q && params.out && params.block_table && params.seq_lens && params.cache.data, "a tensor of the call is a null pointer",
+          kWhere);
+  require(params.workspace && params.workspace_bytes >= fused_workspace_bytes(codec, params),
+          "the workspace is smaller than decode_workspace_bytes()", kWhere);
+  require(params.fresh_tokens >= -1, "fresh_tokens is less than -1", kWhere);
+  const fused::Instance* instance = find(codec, params);
   const PageLayout& layout = params.cache.layout;
   const NativeTile tile = native_tile(layout.spec, layout.head_dim);
   const SideTables &k = codec.k(), &v = codec.v();
   const int heads = codec.num_kv_heads(), dim = codec.head_dim(), tiles = layout.block_size / 16;
+  require(layout.num_kv_heads == heads && layout.head_dim == dim, "the cache is not the codec's", kWhere);
 
   fused::Params f{};
   f.codes = params.cache.data;
@@ -107,43 +128,10 @@ fused::Params kernel_params(const DeviceCodec& codec, const DecodeParams& params
   f.sink_v = params.exact.sink_v;
   f.recent_k = params.exact.window_k;
   f.recent_v = params.exact.window_v;
-  f.plan = static_cast<const std::uint32_t*>(params.plan);
   f.fresh_tokens = params.fresh_tokens;
   f.counters = static_cast<std::uint32_t*>(params.workspace);
   f.partial = reinterpret_cast<float*>(static_cast<std::uint8_t*>(params.workspace) + counter_bytes(codec, params));
-  return f;
-}
-
-}  // namespace
-
-bool fused_supported(const DeviceCodec& codec, const DecodeParams& params, std::string* why) {
-  const char* reason = refusal(codec, params);
-  if (reason && why) *why = reason;
-  return reason == nullptr;
-}
-
-std::size_t fused_workspace_bytes(const DeviceCodec& codec, const DecodeParams& params) {
-  const fused::Instance* instance = find(codec, params);
-  if (!instance) return 0;
-  return counter_bytes(codec, params) + 2 * static_cast<std::size_t>(codec.device().sm_count) * instance->partial_floats * sizeof(float);
-}
-
-std::size_t fused_plan_bytes(const DeviceCodec& codec, const DecodeParams&) { return fused::plan_bytes(codec.device().sm_count); }
-
-void fused_plan(const DeviceCodec& codec, const DecodeParams& params, void* plan, Stream stream) {
-  fused::launch_plan(kernel_params(codec, params), find(codec, params)->round_pairs, plan, codec.device().sm_count, stream);
-}
-
-void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream) {
-  constexpr const char* kWhere = "decode";
-  require(params.q && params.out && params.block_table && params.seq_lens && params.cache.data, "a tensor of the call is a null pointer",
-          kWhere);
-  require(params.workspace && params.workspace_bytes >= fused_workspace_bytes(codec, params),
-          "the workspace is smaller than decode_workspace_bytes()", kWhere);
-  require(params.cache.layout.num_kv_heads == codec.num_kv_heads() && params.cache.layout.head_dim == codec.head_dim(),
-          "the cache is not the codec's", kWhere);
-  require(params.fresh_tokens >= -1, "fresh_tokens is less than -1", kWhere);
-  find(codec, params)->launch(kernel_params(codec, params), codec.device().sm_count, stream);
+  instance->launch(f, codec.device().sm_count, stream);
 }
 
 }  // namespace tq4::gpu

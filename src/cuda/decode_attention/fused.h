@@ -11,8 +11,6 @@ namespace tq4::gpu {
 /// Whether the fused kernel serves this call; `why` (may be null) gets the reason when it does not.
 bool fused_supported(const DeviceCodec& codec, const DecodeParams& params, std::string* why);
 std::size_t fused_workspace_bytes(const DeviceCodec& codec, const DecodeParams& params);
-std::size_t fused_plan_bytes(const DeviceCodec& codec, const DecodeParams& params);
-void fused_plan(const DeviceCodec& codec, const DecodeParams& params, void* plan, Stream stream);
 void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream);
 
 }  // namespace tq4::gpu

@@ -3,7 +3,7 @@
 
 #include <cuda_bf16.h>
 
-#include "cuda/decode_attention/fused_record.cuh"
+#include "cuda/decode_attention/fused_pipeline.cuh"
 #include "cuda/decode_attention/fused_tile.cuh"
 
 namespace tq4::gpu::fused {
@@ -21,8 +21,7 @@ struct Config {
   static constexpr int SlotBytes = CodeBytes + ScaleBytes;
   static constexpr int RoundRows = D <= 128 ? 32 : 16;  // query rows of all pairs of a round
   static constexpr int Pairs = RoundRows / S::Rows;     // pairs of a round
-  static_assert(Pairs <= kMaxPairs);
-  static constexpr int States = kWarps + Pairs;  // a warp's last state, and one for the warp in which a pair ends
+  static constexpr int States = kWarps + Pairs;         // a warp's last state, and one for the warp in which a pair ends
   static constexpr std::uint32_t kBase = 1024;
   static constexpr std::uint32_t kEnd = 228 * 1024;
   static constexpr int RowStride =
@@ -30,7 +29,7 @@ struct Config {
   static constexpr int StateBytes = S::Rows * RowStride + S::Rows * 8;  // accumulators, then (max, sum) a row
   static constexpr int HalfStride = (D + 8) * 2;                        // bytes of a row of rotated queries or finished outputs (fp16)
   static constexpr int HighBytes = Pairs * StateBytes + RoundRows * HalfStride;
-  static constexpr int SmallBytes = 1024 + 512 + kWarps * kRecordBytes;  // mbarriers, what the warps tell each other, their records
+  static constexpr int SmallBytes = 1024 + 512 + kWarps * 64;  // mbarriers, what the warps tell each other, where their walks rest
   // Rings: those of the first WarpsLow warps lie below the tables, the others above.
   static constexpr int Low = kTableAddress - kBase - SmallBytes;
   static constexpr int High = kEnd - 2 * kTableAddress - HighBytes;
@@ -44,9 +43,10 @@ struct Config {
   static constexpr int WarpsLow = Low / RingBytes;
   static_assert(Stages >= 2 && RingBytes >= StateBytes, "no room for a ring, or for a state in it");
   static constexpr std::uint32_t kBarriers = kTableAddress - SmallBytes;  // kWarps * Stages mbarriers
-  static constexpr std::uint32_t kStateSlot = kBarriers + 1024;      // States words: slot of the state's pair in the round, -1 = no state
-  static constexpr std::uint32_t kPairTable = kStateSlot + 4 * 32;   // Pairs x kPairWords words (fused_record.cuh)
-  static constexpr std::uint32_t kRecords = kBarriers + 1024 + 512;  // one a warp
+  static constexpr std::uint32_t kStateSlot = kBarriers + 1024;  // States words: slot of the state's pair in the round, -1 = no state
+  static constexpr std::uint32_t kPairTable =
+      kStateSlot + 4 * 24;  // Pairs x (sequence, head, output wanted, seq_len, begin, units), 32 bytes each
+  static constexpr std::uint32_t kWalks = kBarriers + 1024 + 512;  // two a warp
   static constexpr std::uint32_t kPairStates = kEnd - HighBytes;
   static constexpr std::uint32_t kRotated = kPairStates + Pairs * StateBytes;
   static constexpr int PartialFloats = S::Rows * D + 2 * S::Rows;
@@ -70,18 +70,6 @@ __device__ __forceinline__ void load_floats(std::uint32_t at, float (&v)[N]) {
   load_bytes<N * 4>(at, w);
 #pragma unroll
   for (int i = 0; i < N; ++i) v[i] = __uint_as_float(w[i]);
-}
-
-/// N consecutive floats to global memory, not kept in the first-level cache.
-template <int N>
-__device__ __forceinline__ void store_floats(float* to, const float (&v)[N]) {
-  if constexpr (N % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < N; i += 4) __stcg(reinterpret_cast<float4*>(to + i), make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]));
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) __stcg(to + i, v[i]);
-  }
 }
 
 }  // namespace tq4::gpu::fused

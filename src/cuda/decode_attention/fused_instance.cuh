@@ -27,7 +27,7 @@ struct KeyFor<D, 8> {
 template <int D, int KBits, int VBits, int Rows, bool Exact = false>
 constexpr Instance instance() {
   using C = Config<Shape<D, Rows == 16 ? 2 : 1, Rows == 4>, typename KeyFor<D, KBits>::type, TableValue<D, VBits>, Exact>;
-  return {{D, KBits, VBits, Rows, Exact}, C::PartialFloats, C::Pairs, launch<C>};
+  return {{D, KBits, VBits, Rows, Exact}, C::PartialFloats, launch<C>};
 }
 
 }  // namespace tq4::gpu::fused

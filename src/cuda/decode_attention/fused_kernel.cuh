@@ -42,8 +42,8 @@ struct Kernel : Merges<C> {
   }
   /// One tile of compressed tokens, already in shared memory at `at`. Raw codes go to registers first, so that `refill` can reuse the slot.
   template <class Refill>
-  __device__ __forceinline__ void compressed_tile(RowState<S>& st, const QueryFragments<S>& q, std::uint32_t at, const Record& record,
-                                                  int first, bool edge, std::uint32_t select0, std::uint32_t select1, Refill&& refill) {
+  __device__ __forceinline__ void compressed_tile(RowState<S>& st, const QueryFragments<S>& q, std::uint32_t at, int seq_len, int first,
+                                                  bool edge, std::uint32_t select0, std::uint32_t select1, Refill&& refill) {
     typename Key::Raw k;
     typename Value::Raw v;
     Key::load(k, at, g, t);
@@ -68,10 +68,8 @@ struct Kernel : Merges<C> {
       for (int r = 0; r < S::LaneRows; ++r) s[0][r] *= p.k_table_scale, s[1][r] *= p.k_table_scale;
     }
     if (edge) {
-      Walk walk;
-      walk.wake(record.walk());
-      const Tokens tokens = walk.pair.tokens(p);
-      mask_tile<S>(Mask{tokens.seq_len, p.q_len, p.window, tokens.begin, tokens.end}, first, g, t, p.group_reciprocal, s, v_scale, v_zero);
+      const Tokens tokens(p, seq_len);
+      mask_tile<S>(Mask{seq_len, p.q_len, p.window, tokens.begin, tokens.end}, first, g, t, p.group_reciprocal, s, v_scale, v_zero);
     }
     std::uint32_t b[S::Tiles][2][S::Parities][2];
     softmax_tile<S, Value::kZero>(st, s, v_scale, v_zero, select0, select1, b);
@@ -132,6 +130,7 @@ struct Kernel : Merges<C> {
   __device__ __forceinline__ void run() {
     const std::uint32_t bars = C::kBarriers + warp * C::Stages * 8;
     if (lane < C::Stages) mbarrier_init(bars + lane * 8);
+    fence_mbarrier_init();
 
     // The tables: lane i of a warp takes code warp * 16 + i % 16, K in the lower lanes, V in the upper.
     const int code = warp * 16 + lane % 16;
@@ -139,36 +138,43 @@ struct Kernel : Merges<C> {
     if (lane < 16 ? code < Key::kEntries : code < Value::kEntries) entry = __ldg((lane < 16 ? p.k_pairs : p.v_pairs) + code);
 
     lane_base = kTableAddress | lane * 4;
-    // Programmatic dependent launch: this much runs while the kernels before this one in the stream end. So does, when the caller promises that
-    // the kernel just before writes none of it (fresh_tokens), everything up to the asking for the first tiles.
+    fill_tables(entry);
+    // Programmatic dependent launch: all this runs while the kernels before this one in the stream end. So does, when the caller promises that
+    // the kernel just before writes none of it (fresh_tokens), the plan and the asking for the first tiles.
     bool waiting = p.fresh_tokens >= 0;
-    if (!waiting) {
-      fill_tables(entry);
-      wait_for_previous_kernels();
-    }
-    fence_bulk_copies();  // the mbarriers are seen by the copies
-    const Record record{C::kRecords + warp * kRecordBytes};
-    bool opened = p.plan != nullptr;
-    int ids = 0;
-    if (opened) {
-      ids = fetch_record(p, record, C::kPairTable, warp, lane);
-      if (record.word(kPairsWord) == 0) return;
-    } else {
-      Plan plan;
-      Pair first;
-      if (!make_plan(p, lane, __ldg(p.seq_lens + min(lane, p.num_seqs - 1)), plan, first)) return;
-      record.aim(plan, plan.begin, first, lane);
-    }
+    if (!waiting) wait_for_previous_kernels();
+    Plan plan;
+    Pair first;  // of the round
+    if (!make_plan(p, lane, plan, first)) return;
+    const std::uint64_t policy = stream_policy();
     const std::uint32_t ring = C::ring(warp);
     const std::uint32_t select0 = g % 2 == 0 ? 0x4410 : 0x1044, select1 = g % 2 == 0 ? 0x4432 : 0x3244;
     std::uint32_t slot = ring, bar = bars, parity = 0;
 
-    for (;;) {
+    for (int begin = plan.begin;;) {
+      // The round's pairs.
+      int pairs = 0, round_end;
+      Pair pair = first;
+      for (;;) {
+        if (warp == 0 && lane == 0) {
+          sts32(C::kPairTable + pairs * 32, pair.seq);
+          sts32(C::kPairTable + pairs * 32 + 4, pair.head);
+          sts32(C::kPairTable + pairs * 32 + 8, 1);
+          sts32(C::kPairTable + pairs * 32 + 12, pair.seq_len);
+          sts32(C::kPairTable + pairs * 32 + 16, pair.begin);
+          sts32(C::kPairTable + pairs * 32 + 20, pair.units);
+        }
+        ++pairs;
+        round_end = min(pair.end(), plan.end);
+        if (round_end == plan.end || pairs == C::Pairs) break;
+        pair.next(p);
+      }
+      Walk walk;
+      walk.enter(p, first, begin, round_end, warp);
       Loader<C::CodeBytes, C::ScaleBytes> loader;
-      if (!opened) record.open(p, C::Pairs, C::kPairTable, warp, lane);
-      record.wake(p, loader, lane);
-      loader.ids = opened ? ids : record.first_ids(p, loader, lane);
-      if (waiting) fill_tables(entry);  // while page numbers are on their way
+      const std::uint32_t walk_at = C::kWalks + warp * 64;
+      loader.start(p, walk, walk_at + 32, lane);
+      walk.rest(walk_at, lane);
 
       __syncthreads();  // the table of pairs
 
@@ -179,15 +185,15 @@ struct Kernel : Merges<C> {
       for (;;) {
         if (!waiting) {
           if (p.query_matrix) {
-            this->rotate_queries(record.word(kPairsWord));
+            this->rotate_queries(pairs);
           } else {
-            this->copy_queries(record.word(kPairsWord));
+            this->copy_queries(pairs);
           }
-          if (!record.round().first()) fence_bulk_copies();  // states were written where tiles go now
+          if (begin != plan.begin) fence_bulk_copies();  // states were written where tiles go now
         }
 #pragma unroll 1
-        for (; asked < (waiting ? min(C::Stages, record.settled(p)) : C::Stages) && loader.alive; ++asked) {
-          loader.load(p, lane, to, to_bar);
+        for (; asked < C::Stages && loader.alive && !(waiting && loader.fresh(p)); ++asked) {
+          loader.load(p, lane, to, to_bar, policy);
           to += C::SlotBytes;
           to_bar += 8;
           if (to_bar == bars + C::Stages * 8) to = ring, to_bar = bars;
@@ -196,65 +202,62 @@ struct Kernel : Merges<C> {
         wait_for_previous_kernels();
         waiting = false;
       }
-      if (record.round().first()) launch_dependents();
-      if (!opened && warp < record.word(kPairsWord) && lane == 0)
-        place_parts(record.word(kLengthWord), C::kPairTable + warp * kPairWords * 4);
-      opened = false;
+      if (begin == plan.begin) launch_dependents();
       if (lane == 0) sts32(C::kStateSlot + warp * 4, ~0u);
       if (warp == 0 && lane < C::Pairs) sts32(C::kStateSlot + (kWarps + lane) * 4, ~0u);
       __syncthreads();
 
-      Walk walk;
-      walk.wake(record.walk());
-      if (walk.pos < walk.end) {
-        RowState<S> st;
+      RowState<S> st;
+      bool busy = false;
+      int last_slot = 0;
 #pragma unroll 1
-        for (;;) {
-          QueryFragments<S> q;
-          query_fragments(walk.slot, q);
-          st.reset();
-          int tile, tile_end, safe_first, safe_count;
-          {
-            const Tokens tokens = walk.pair.tokens(p);
-            const int shift = tokens.first_tile() - tokens.exact_tiles();  // of the pair's units to tiles
-            const int units = walk.segment_end() - walk.pair.begin;
-            int unit = walk.pos - walk.pair.begin;
-            if constexpr (C::Exact) {
+      for (;;) {
+        walk.wake(walk_at);
+        if (walk.pos >= walk.end) break;
+        busy = true;
+        last_slot = walk.slot;
+        QueryFragments<S> q;
+        query_fragments(walk.slot, q);
+        st.reset();
+        int tile, tile_end, safe_first, safe_count;
+        {
+          const Tokens tokens = walk.pair.tokens(p);
+          const int shift = tokens.first_tile() - tokens.exact_tiles();  // of the pair's units to tiles
+          const int units = walk.segment_end() - walk.pair.begin;
+          int unit = walk.pos - walk.pair.begin;
+          if constexpr (C::Exact) {
 #pragma unroll 1
-              for (; unit < units && unit < tokens.exact_tiles(); ++unit) exact_unit(walk.pair, unit, st, q, select0, select1);
-            }
-            tile = unit + shift;
-            tile_end = min(units + shift, tokens.first_tile() + tokens.tiles());
-            Mask{tokens.seq_len, p.q_len, p.window, tokens.begin, tokens.end}.safe_tiles(safe_first, safe_count);
+            for (; unit < units && unit < tokens.exact_tiles(); ++unit) exact_unit(walk.pair, unit, st, q, select0, select1);
           }
-#pragma unroll 1
-          for (; tile < tile_end; ++tile) {
-            mbarrier_wait(bar, parity);
-            compressed_tile(st, q, slot, record, tile * kTile, (unsigned)(tile - safe_first) >= (unsigned)safe_count, select0, select1,
-                            [&] {
-                              if (loader.alive) loader.load(p, lane, slot, bar);
-                            });
-            slot += C::SlotBytes;
-            bar += 8;
-            if (bar == bars + C::Stages * 8) slot = ring, bar = bars, parity ^= 1;
-          }
-          walk.wake(record.walk());
-          walk.pos = walk.segment_end();
-          if (walk.pos == walk.end) break;
-          this->write_state(st, kWarps + walk.slot, walk.slot);  // the pair ends inside this warp's share
-          walk.next_pair(p);
-          walk.rest(record.walk(), lane);
+          tile = unit + shift;
+          tile_end = min(units + shift, tokens.first_tile() + tokens.tiles());
+          Mask{tokens.seq_len, p.q_len, p.window, tokens.begin, tokens.end}.safe_tiles(safe_first, safe_count);
         }
-        this->write_state(st, warp, walk.slot);
+        const int seq_len = walk.pair.seq_len;
+#pragma unroll 1
+        for (; tile < tile_end; ++tile) {
+          mbarrier_wait(bar, parity);
+          compressed_tile(st, q, slot, seq_len, tile * kTile, (unsigned)(tile - safe_first) >= (unsigned)safe_count, select0, select1, [&] {
+            if (loader.alive) loader.load(p, lane, slot, bar, policy);
+          });
+          slot += C::SlotBytes;
+          bar += 8;
+          if (bar == bars + C::Stages * 8) slot = ring, bar = bars, parity ^= 1;
+        }
+        walk.wake(walk_at);
+        walk.pos = walk.segment_end();
+        if (walk.pos == walk.end) break;
+        this->write_state(st, kWarps + walk.slot, walk.slot);  // the pair ends inside this warp's share
+        walk.next_pair(p);
+        walk.rest(walk_at, lane);
       }
-      const Round round = record.round();
-      this->ask_inverse_matrix(round.pairs);
+      if (busy) this->write_state(st, warp, last_slot);
       __syncthreads();
-      this->finish_round(round);
-      if (round.last()) break;
-      Pair next = this->pair_at(round.pairs - 1);
-      if (next.end() == round.end) next.next(p);
-      record.aim(round.plan, round.end, next, lane);
+      this->finish_round(plan, begin == plan.begin, round_end == plan.end, pairs);
+      if (round_end == plan.end) break;
+      begin = round_end;
+      first = this->pair_at(pairs - 1);
+      if (first.end() == begin) first.next(p);
       __syncthreads();
     }
   }

@@ -19,7 +19,6 @@ struct InstanceKey {
 struct Instance {
   InstanceKey key;
   std::size_t partial_floats;  ///< of one part in the workspace; two a thread block
-  int round_pairs;             ///< (sequence, kv head) pairs of a round
   void (*launch)(const Params& params, int blocks, Stream stream);
 };
 
@@ -28,9 +27,5 @@ extern const Instance kInstances64[];
 extern const Instance kInstances128[];
 extern const Instance kInstances128Exact[];
 extern const Instance kInstances256[];
-
-/// The plan of a step: its size, and the kernel that writes it.
-std::size_t plan_bytes(int blocks);
-void launch_plan(const Params& params, int max_pairs, void* plan, int blocks, Stream stream);
 
 }  // namespace tq4::gpu::fused

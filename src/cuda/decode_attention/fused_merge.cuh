@@ -6,16 +6,6 @@
 
 namespace tq4::gpu::fused {
 
-__device__ __forceinline__ float warp_max(float x) {  // as integers of the same order: one instruction
-  const int i = __float_as_int(x), j = __reduce_max_sync(~0u, i ^ (i >> 31 & 0x7fffffff));
-  return __int_as_float(j ^ (j >> 31 & 0x7fffffff));
-}
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-  for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
-  return x;
-}
-
 template <class C>
 struct Merges : Rotations<C> {
   using Base = Rotations<C>;
@@ -103,130 +93,149 @@ struct Merges : Rotations<C> {
     }
     if (lane == 0) p.lse[at / D] = v;
   }
-  /// Part `index` of the workspace: [Rows, D] accumulators, then [Rows] (max, sum).
-  __device__ __forceinline__ float* part(int index) const { return p.partial + (std::int64_t)index * C::PartialFloats; }
-  static constexpr int LaneDims = D / 32;  // dims of a row a lane merges in merge_states
+  static constexpr int LaneDims = D / 32;  // dims of a row a lane merges
 
-  /// Merges the states of the block, a warp a row: finished rows to shared memory (normalised, for the rotation), rows of pairs that span blocks to
-  /// the workspace. Every instruction here is issued by all warps of the block: few and wide ones.
+  /// A finished row: normalised to shared memory, for the rotation.
+  __device__ __forceinline__ void finish_row(int slot, int r, float m, float l, const float (&o)[LaneDims]) const {
+    const float unit = l > 0.f ? 1.f / l : 0.f;
+#pragma unroll
+    for (int i = 0; i < LaneDims; ++i)
+      sts16(C::kRotated + (slot * S::Rows + r) * C::HalfStride + (lane * LaneDims + i) * 2, __half_as_ushort(__float2half_rn(o[i] * unit)));
+    if (p.lse && r < rows()) write_lse(pair_word(slot, 0), pair_word(slot, 1), r, m, l);
+  }
+  __device__ __forceinline__ float* partial_row(int index, int r) const {
+    return p.partial + (std::int64_t)index * C::PartialFloats + r * D + lane * LaneDims;
+  }
+  __device__ __forceinline__ float2* partial_sums(int index, int r) const {
+    return reinterpret_cast<float2*>(p.partial + (std::int64_t)index * C::PartialFloats + S::Rows * D) + r;
+  }
+
+  /// Merges the states of the block, a warp a row: finished rows to shared memory, rows of pairs that span blocks to the workspace.
   __device__ __forceinline__ void merge_states(int pairs, int partial_first, int partial_last) const {
 #pragma unroll 1
     for (int row = warp; row < pairs * S::Rows; row += kWarps) {
       const int slot = row / S::Rows, r = row % S::Rows;
-      const int state = lane < kWarps ? lane : kWarps + slot;  // lane kWarps: the warp in which the pair ends
-      const bool mine = lane <= kWarps && (int)lds32(C::kStateSlot + state * 4) == slot;
+      const bool mine = lane < C::States && (int)lds32(C::kStateSlot + min(lane, C::States - 1) * 4) == slot;
       float m = kMaskedMax, l = 0.f;
       if (mine) {
-        const std::uint32_t at = C::state(state) + S::Rows * C::RowStride + r * 8;
+        const std::uint32_t at = C::state(lane) + S::Rows * C::RowStride + r * 8;
         m = lds_f32(at);
         l = lds_f32(at + 4);
       }
-      const float top = warp_max(m);
+      float top = m;
+#pragma unroll
+      for (int o = 16; o; o >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
       const float weight = mine ? exp2_fast(m - top) : 0.f;
-      const unsigned states = __ballot_sync(~0u, mine);
-      const std::uint32_t at = r * C::RowStride + lane * LaneDims * 4;
+      float sum = l * weight;
+#pragma unroll
+      for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
       float out[LaneDims] = {};
+      unsigned states = __ballot_sync(~0u, mine);
+      while (states) {
+        const int i = __ffs(states) - 1;
+        states &= states - 1;
+        const float w = __shfl_sync(~0u, weight, i);
+        float v[LaneDims];
+        load_floats(C::state(i) + r * C::RowStride + lane * LaneDims * 4, v);
 #pragma unroll
-      for (int i = 0; i <= kWarps; ++i) {
-        if (states >> i & 1) {
-          float v[LaneDims];
-          load_floats((i < kWarps ? C::state(i) : C::state(kWarps + slot)) + at, v);
-          const float w = __shfl_sync(~0u, weight, i);
-#pragma unroll
-          for (int k = 0; k < LaneDims; ++k) out[k] += w * v[k];
-        }
+        for (int k = 0; k < LaneDims; ++k) out[k] += w * v[k];
       }
-      const float sum = warp_sum(l * weight);
       if (slot != partial_first && slot != partial_last) {
-        const float unit = sum > 0.f ? 1.f / sum : 0.f;
-#pragma unroll
-        for (int k = 0; k < LaneDims; ++k)
-          sts16(C::kRotated + row * C::HalfStride + (lane * LaneDims + k) * 2, __half_as_ushort(__float2half_rn(out[k] * unit)));
-        if (p.lse && r < rows()) write_lse(pair_word(slot, 0), pair_word(slot, 1), r, top, sum);
+        finish_row(slot, r, top, sum, out);
         continue;
       }
-      float* to = part(2 * blockIdx.x + (slot == partial_first ? 0 : 1));  // a block has at most two partial pairs: its first and its last
-      store_floats(to + r * D + lane * LaneDims, out);
-      if (lane == 0) __stcg(reinterpret_cast<float2*>(to + S::Rows * D) + r, make_float2(top, sum));
+      const int index = 2 * blockIdx.x + (slot == partial_first ? 0 : 1);  // a block has at most two partial pairs: its first and its last
+#pragma unroll
+      for (int k = 0; k < LaneDims; ++k) __stcg(partial_row(index, r) + k, out[k]);
+      if (lane == 0) __stcg(partial_sums(index, r), make_float2(top, sum));
     }
   }
-  /// Merges a pair's parts from the workspace. A warp takes 32 dims of a row, a lane one, so that all parts are asked for at once.
-  __device__ __forceinline__ void merge_parts(int slot) const {
-    constexpr int Chunks = D / 32, Batch = 24;
-    const int first = pair_word(slot, 6), parts = pair_word(slot, 7);
-    const float* opening = part(first);
-    const float* others = part(first & ~1);  // part k > 0 is the first of its block
+  /// Merges a pair's parts from the workspace: of blocks first_block .. first_block + parts - 1.
+  __device__ __forceinline__ void merge_parts(int slot, int first_block, int parts, bool first_is_opening) const {
+    const auto index = [&](int k) { return 2 * (first_block + k) + (k == 0 && !first_is_opening ? 1 : 0); };
 #pragma unroll 1
-    for (int job = warp; job < min(rows(), S::Rows) * Chunks; job += kWarps) {
-      const int r = job / Chunks, dim = job % Chunks * 32 + lane;
-      float top = kMaskedMax, sum = 0.f, out = 0.f;
+    for (int r = warp; r < min(rows(), S::Rows); r += kWarps) {
+      float top = kMaskedMax, sum = 0.f, out[LaneDims] = {};
 #pragma unroll 1
-      for (int k0 = 0; k0 < parts; k0 += Batch) {
-        const int count = min(parts - k0, Batch);
-        const float* base = others + k0 * 2 * C::PartialFloats;
+      for (int k0 = 0; k0 < parts; k0 += 32) {
+        const int count = min(parts - k0, 32);
         float2 ml = make_float2(kMaskedMax, 0.f);
-        if (lane < count)
-          ml = __ldcg(reinterpret_cast<const float2*>((k0 + lane ? base + lane * 2 * C::PartialFloats : opening) + S::Rows * D) + r);
-        float v[Batch];
+        if (lane < count) ml = __ldcg(partial_sums(index(k0 + lane), r));
+        float next = fmaxf(top, ml.x);
 #pragma unroll
-        for (int j = 0; j < Batch; j += 4) {
-          if (j < count) {
-#pragma unroll
-            for (int i = j; i < j + 4; ++i)
-              v[i] = i < count ? __ldcg((i == 0 && k0 == 0 ? opening : base + i * 2 * C::PartialFloats) + r * D + dim) : 0.f;
-          }
-        }
-        const float next = fmaxf(top, warp_max(ml.x));
+        for (int o = 16; o; o >>= 1) next = fmaxf(next, __shfl_xor_sync(~0u, next, o));
         const float old = exp2_fast(top - next);
         top = next;
         const float weight = lane < count ? exp2_fast(ml.x - next) : 0.f;
-        out *= old;
+        float s = ml.y * weight;
 #pragma unroll
-        for (int j = 0; j < Batch; j += 4) {
-          if (j < count) {
+        for (int o = 16; o; o >>= 1) s += __shfl_xor_sync(~0u, s, o);
+        sum = sum * old + s;
 #pragma unroll
-            for (int i = j; i < j + 4; ++i) out += __shfl_sync(~0u, weight, i) * v[i];
+        for (int i = 0; i < LaneDims; ++i) out[i] *= old;
+#pragma unroll 1
+        for (int k1 = 0; k1 < count; k1 += 8) {
+          float v[8][LaneDims];
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {  // past the last part: that part again, with weight 0
+            const float* row = partial_row(index(k0 + min(k1 + i, count - 1)), r);
+            if constexpr (LaneDims % 4 == 0) {
+#pragma unroll
+              for (int d = 0; d < LaneDims; d += 4) {
+                const float4 four = __ldcg(reinterpret_cast<const float4*>(row + d));
+                v[i][d] = four.x, v[i][d + 1] = four.y, v[i][d + 2] = four.z, v[i][d + 3] = four.w;
+              }
+            } else {
+#pragma unroll
+              for (int d = 0; d < LaneDims; ++d) v[i][d] = __ldcg(row + d);
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            const float w = __shfl_sync(~0u, weight, min(k1 + i, 31));
+#pragma unroll
+            for (int d = 0; d < LaneDims; ++d) out[d] += (k1 + i < count ? w : 0.f) * v[i][d];
           }
         }
-        sum = sum * old + warp_sum(ml.y * weight);
       }
-      sts16(C::kRotated + (slot * S::Rows + r) * C::HalfStride + dim * 2, __half_as_ushort(__float2half_rn(sum > 0.f ? out / sum : 0.f)));
-      if (p.lse && dim < 32) write_lse(pair_word(slot, 0), pair_word(slot, 1), r, top, sum);
+      finish_row(slot, r, top, sum, out);
     }
   }
 
   /// One more part of the pair is in the workspace: whether it was the last one.
-  __device__ __forceinline__ bool count_part(int slot) const {
-    std::uint32_t* counter = p.counters + pair_word(slot, 0) * p.num_kv_heads + pair_word(slot, 1);
+  __device__ __forceinline__ bool count_part(const Plan& plan, const Pair& pair) const {
+    const int parts = divide(pair.end() - 1, plan.length) - divide(pair.begin, plan.length) + 1;
+    std::uint32_t* counter = p.counters + pair.seq * p.num_kv_heads + pair.head;
     const std::uint32_t before = count_acq_rel(counter);  // releases this block's part (ordered by the barrier) and acquires the others'
-    if (before + 1 != (std::uint32_t)pair_word(slot, 7)) return false;
+    if (before + 1 != (std::uint32_t)parts) return false;
     *counter = 0;
     return true;
   }
   /// The states of a round become outputs of its pairs, or parts of the two that span blocks: the first of the piece and its last.
-  __device__ __forceinline__ void finish_round(const Round& round) const {
-    const int pairs = round.pairs, last = pairs - 1;
-    const bool opens = round.first() && (pair_word(0, 4) < round.plan.begin || pair_word(0, 4) + pair_word(0, 5) > round.plan.end);
-    const bool closes = round.last() && pair_word(last, 4) + pair_word(last, 5) > round.plan.end && !(round.first() && pairs == 1);
-    merge_states(pairs, opens ? 0 : -1, closes ? last : -1);
+  __device__ __forceinline__ void finish_round(const Plan& plan, bool first_round, bool last_round, int pairs) {
+    const Pair first = pair_at(0), last = pair_at(pairs - 1);
+    const bool opens = first_round && (first.begin < plan.begin || first.end() > plan.end);
+    const bool closes = last_round && last.end() > plan.end && !(first_round && pairs == 1);
+    merge_states(pairs, opens ? 0 : -1, closes ? pairs - 1 : -1);
     __syncthreads();
     if (opens || closes) {
-      if (warp == 0 && (lane == 0 ? opens : lane == 1 && closes)) {  // both counters at once, a lane each
-        const int slot = lane == 0 ? 0 : last;
-        sts32(C::kPairTable + slot * 32 + 8, count_part(slot));
+      if (warp == 0) {  // both counters at once, a lane each
+        const bool mine = lane == 0 ? opens : lane == 1 && closes;
+        if (mine) sts32(C::kPairTable + (lane == 0 ? 0 : pairs - 1) * 32 + 8, count_part(plan, lane == 0 ? first : last));
       }
       __syncthreads();
       bool merged = false;
-#pragma unroll 1
       for (int i = 0; i < 2; ++i) {
-        const int slot = i == 0 ? 0 : last;
+        const int slot = i == 0 ? 0 : pairs - 1;
         if (!(i == 0 ? opens : closes) || !pair_word(slot, 2)) continue;
-        merge_parts(slot);
+        const Pair& pair = i == 0 ? first : last;
+        const int first_block = divide(pair.begin, plan.length);
+        merge_parts(slot, first_block, divide(pair.end() - 1, plan.length) - first_block + 1, pair.begin == first_block * plan.length);
         merged = true;
       }
       if (merged) __syncthreads();
     }
-    if (__any_sync(~0u, lane < pairs && pair_word(lane, 2))) write_outputs(pairs);
+    write_outputs(pairs);
   }
 };
 

@@ -39,7 +39,6 @@ struct Params {
   const std::uint16_t* recent_v;
   int sinks, recent;
 
-  const std::uint32_t* plan;  ///< records of the step (fused_record.cuh), or null: every launch works them out
   int fresh_tokens;  ///< >= 0: the kernel just before in the stream writes nothing but queries and each sequence's last so many compressed tokens
 
   float* partial;           ///< [2 * thread blocks][rows * D + 2 * rows] floats (rows: those there is room for)

@@ -8,27 +8,6 @@
 
 namespace tq4::gpu::fused {
 
-/// The compressed tiles of one pair in a warp's share.
-struct Segment {
-  int tile, tile_end, tokens_end;  // tokens_end: of the pair's compressed tokens
-  /// The first one from the walk's position on that has tiles; leaves the walk at its end. False: there is none.
-  __device__ __forceinline__ bool settle(const Params& p, Walk& walk) {
-    tile = tile_end = tokens_end = 0;
-#pragma unroll 1
-    while (walk.pos < walk.end) {
-      const Tokens tokens = walk.pair.tokens(p);
-      const int shift = tokens.first_tile() - tokens.exact_tiles() - walk.pair.begin;  // unit + shift = tile
-      tile = max(walk.pos + shift, tokens.first_tile());
-      tile_end = min(walk.segment_end() + shift, tokens.first_tile() + tokens.tiles());
-      tokens_end = tokens.end;
-      walk.pos = walk.segment_end();
-      if (tile < tile_end) return true;
-      if (walk.pos < walk.end) walk.next_pair(p);
-    }
-    return false;
-  }
-};
-
 /// Walks the compressed tiles of a warp's share, ahead of the tiles it computes on. Page numbers are fetched 32 at a time, one a lane, and the
 /// next 32 are on their way while these are used.
 template <int CodeBytes, int ScaleBytes>
@@ -50,18 +29,47 @@ struct Loader {
     batch = min(tile_end - tile, 32);
     if (tile + 32 < tile_end) ids_next = fetch(p, seq, tile + 32, lane);
   }
-  /// Enters the segment [tile, tile_end) of kv head `head` of sequence `seq`. `ids` is the caller's: fetch(p, seq, tile, lane).
-  __device__ __forceinline__ void enter(const Params& p, int seq, int head, int lane) {
-    codes = p.codes + (head << p.tiles_per_page_log2) * CodeBytes;
-    scales = p.scales + (head << p.tiles_per_page_log2) * ScaleBytes;
-    prepare_batch(p, seq, lane);
+  /// Enters the first segment from the walk's position on that has compressed tiles.
+  __device__ __forceinline__ void settle(const Params& p, Walk& walk, int lane) {
+#pragma unroll 1
+    for (;;) {
+      if (walk.pos >= walk.end) {
+        alive = false;
+        return;
+      }
+      const Tokens tokens = walk.pair.tokens(p);
+      const int shift = tokens.first_tile() - tokens.exact_tiles() - walk.pair.begin;  // unit + shift = tile
+      tile = max(walk.pos + shift, tokens.first_tile());
+      tile_end = min(walk.segment_end() + shift, tokens.first_tile() + tokens.tiles());
+      walk.pos = walk.segment_end();
+      if (tile < tile_end) break;
+      if (walk.pos < walk.end) walk.next_pair(p);
+    }
+    const int T = p.tiles_per_page_log2;
+    codes = p.codes + (walk.pair.head << T) * CodeBytes;
+    scales = p.scales + (walk.pair.head << T) * ScaleBytes;
+    ids = fetch(p, walk.pair.seq, tile, lane);
+    prepare_batch(p, walk.pair.seq, lane);
+    walk.rest(walk_at, lane);
+  }
+  __device__ __forceinline__ void start(const Params& p, Walk walk, std::uint32_t rest_at, int lane) {
+    walk_at = rest_at;
+    alive = true;
+    ids_next = 0;
+    settle(p, walk, lane);
+  }
+  /// Whether the next tile holds tokens that the kernel before this one in the stream may still be writing.
+  __device__ __forceinline__ bool fresh(const Params& p) const {
+    Walk walk;
+    walk.wake(walk_at);
+    return (tile + 1) * kTile > walk.pair.tokens(p).end - p.fresh_tokens;
   }
   /// Asks for the next tile into `dst`, to be announced at `bar`.
-  __device__ __forceinline__ void load(const Params& p, int lane, std::uint32_t dst, std::uint32_t bar) {
+  __device__ __forceinline__ void load(const Params& p, int lane, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {
     const std::uint32_t page = __shfl_sync(~0u, ids, index);
     const int within = tile & ((1 << p.tiles_per_page_log2) - 1);
     bulk_load<CodeBytes, ScaleBytes>(dst, codes + (std::uint64_t)page * p.code_stride + within * CodeBytes,
-                                     scales + (std::uint64_t)page * p.scale_stride + within * ScaleBytes, bar);
+                                     scales + (std::uint64_t)page * p.scale_stride + within * ScaleBytes, bar, policy);
     ++tile;
     if (++index == batch) {
       Walk walk;
@@ -71,14 +79,7 @@ struct Loader {
         prepare_batch(p, walk.pair.seq, lane);
       } else {
         if (walk.pos < walk.end) walk.next_pair(p);
-        Segment next;
-        alive = next.settle(p, walk);
-        if (alive) {
-          tile = next.tile, tile_end = next.tile_end;
-          ids = fetch(p, walk.pair.seq, tile, lane);
-          enter(p, walk.pair.seq, walk.pair.head, lane);
-          walk.rest(walk_at, lane);
-        }
+        settle(p, walk, lane);
       }
     }
   }

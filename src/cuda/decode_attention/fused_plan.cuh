@@ -45,14 +45,6 @@ struct Plan {
   int length, begin, end;
 };
 
-/// A round of a block: [begin, end) of its piece, and how many pairs that touches.
-struct Round {
-  Plan plan;
-  int begin, end, pairs;
-  __device__ __forceinline__ bool first() const { return begin == plan.begin; }
-  __device__ __forceinline__ bool last() const { return end == plan.end; }
-};
-
 /// One (sequence, kv head). Small on purpose: what follows from seq_len is worked out where it is needed.
 struct Pair {
   int seq, head, seq_len;
@@ -75,12 +67,15 @@ struct Pair {
 };
 
 /// The plan and the pair at the beginning of the block's piece. Every warp computes the same (no shared memory, no barrier); the lanes scan the
-/// sequences, 32 a round. length: seq_lens[lane], asked for by the caller. Returns false when the block has no work.
-__device__ __forceinline__ bool make_plan(const Params& p, int lane, int length, Plan& plan, Pair& pair) {
-  int mine = lane < p.num_seqs ? Tokens(p, length).units() : 0;
-  int total = mine;
+/// sequences, 32 a round. Returns false when the block has no work.
+__device__ __forceinline__ bool make_plan(const Params& p, int lane, Plan& plan, Pair& pair) {
+  int total = 0, mine = 0;
 #pragma unroll 1
-  for (int b = lane + 32; b < p.num_seqs; b += 32) total += Tokens(p, __ldg(p.seq_lens + b)).units();
+  for (int b = lane; b < p.num_seqs; b += 32) {
+    const int units = Tokens(p, __ldg(p.seq_lens + b)).units();
+    if (b < 32) mine = units;
+    total += units;
+  }
   total = __reduce_add_sync(~0u, total) * p.num_kv_heads;
   plan.length = divide(total + gridDim.x - 1, gridDim.x);
   plan.begin = blockIdx.x * plan.length;
@@ -108,12 +103,7 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int length,
       base += __shfl_sync(~0u, sum, 31) * p.num_kv_heads;
     }
   }
-  if (pair.seq < 32) {
-    pair.seq_len = __shfl_sync(~0u, length, pair.seq);
-    pair.units = Tokens(p, pair.seq_len).units();
-  } else {
-    pair.enter_sequence(p);
-  }
+  pair.enter_sequence(p);
   pair.head = divide(plan.begin - base, pair.units);
   pair.begin = base + pair.head * pair.units;
   return true;
@@ -124,8 +114,8 @@ struct Walk {
   Pair pair;
   int slot;      // of the pair in the round
   int pos, end;  // units left of this warp's share
-  /// This warp's share of a round. `pair` is the round's first.
-  __device__ __forceinline__ void enter(const Params& p, int round_begin, int round_end, int warp) {
+  __device__ __forceinline__ void enter(const Params& p, const Pair& first, int round_begin, int round_end, int warp) {
+    pair = first;
     slot = 0;
     const int n = round_end - round_begin;
     pos = round_begin + n * warp / kWarps;

@@ -23,18 +23,6 @@ struct RotateTile {
       hi[k] = __ldg(reinterpret_cast<const uint4*>(row + 8 * D + k * 32));
     }
   }
-  /// Its 16 rows for this block of outputs alone, from shared memory.
-  __device__ __forceinline__ void load_matrix_shared(std::uint32_t rows, int stride, int lane) {
-    const std::uint32_t row = rows + (lane >> 2) * stride + 16 * (lane & 3);
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      std::uint32_t v[4];
-      lds128(row + k * 64, v);
-      lo[k] = make_uint4(v[0], v[1], v[2], v[3]);
-      lds128(row + 8 * stride + k * 64, v);
-      hi[k] = make_uint4(v[0], v[1], v[2], v[3]);
-    }
-  }
   /// row(j, b): 8 halves from column j of the row this lane stands for (4 words).
   template <class Row>
   __device__ __forceinline__ void load_rows(int lane, Row&& row) {
@@ -47,18 +35,17 @@ struct RotateTile {
 #pragma unroll
       for (int i = 0; i < 4; ++i) b[k][i] = bf16x2_to_half2(b[k][i]);
   }
-  /// c[e]: output (lane / 4) + 8 * (e / 2) of the block, of row 2 * (lane % 4) + e % 2.
-  __device__ __forceinline__ void run(float (&c)[4]) const {
-    float odd[4] = {};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) c[e] = 0.f;
+  /// store(i, n, value) for this lane's results.
+  template <class Store>
+  __device__ __forceinline__ void run(int block, int lane, Store&& store) const {
+    float c[2][4] = {};
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      mma(c, lo[k].x, hi[k].x, lo[k].y, hi[k].y, b[k][0], b[k][1]);
-      mma(odd, lo[k].z, hi[k].z, lo[k].w, hi[k].w, b[k][2], b[k][3]);
+      mma(c[0], lo[k].x, hi[k].x, lo[k].y, hi[k].y, b[k][0], b[k][1]);
+      mma(c[1], lo[k].z, hi[k].z, lo[k].w, hi[k].w, b[k][2], b[k][3]);
     }
 #pragma unroll
-    for (int e = 0; e < 4; ++e) c[e] += odd[e];
+    for (int e = 0; e < 4; ++e) store(block * 16 + (lane >> 2) + e / 2 * 8, 2 * (lane & 3) + e % 2, c[0][e] + c[1][e]);
   }
 };
 
@@ -130,14 +117,11 @@ struct Rotations {
       Rotate rotate;
       ask_queries(rotate, job, pairs);
       if (p.q_is_bf16) rotate.rows_to_half();
-      float c[4];
-      rotate.run(c);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = job.tile * 8 + 2 * t + e % 2;
+      rotate.run(job.block, lane, [&](int out, int n, float v) {
+        const int row = job.tile * 8 + n;
         if (job.slot < 0 || row / S::Rows == job.slot)
-          sts16(C::kRotated + row * C::HalfStride + (job.block * 16 + g + e / 2 * 8) * 2, __half_as_ushort(__float2half_rn(c[e])));
-      }
+          sts16(C::kRotated + row * C::HalfStride + out * 2, __half_as_ushort(__float2half_rn(v)));
+      });
     }
   }
   /// Queries that come rotated already.
@@ -149,65 +133,38 @@ struct Rotations {
       sts32(C::kRotated + row * C::HalfStride + column * 4, p.q_is_bf16 ? bf16x2_to_half2(two) : two);
     }
   }
-  /// Asks for the matrix rows of this warp's first job of write_outputs(), behind the warp's state in its own ring, long before they are used.
-  static constexpr int AheadStride = D * 2 + 16;  // bytes of a row
-  static constexpr bool Ahead = C::RingBytes - C::StateBytes >= 16 * AheadStride;
-  __device__ __forceinline__ void ask_inverse_matrix(int pairs) const {
-    const bool per_head = p.inverse_head_stride != 0;
-    if (!Ahead || !p.inverse_matrix || warp >= job_count(per_head, pairs)) return;
-    const Job job = job_at(per_head, warp);
-    const std::uint16_t* from =
-        p.inverse_matrix + (job.slot >= 0 ? pair_word(job.slot, 1) * p.inverse_head_stride : 0) + job.block * 16 * D + lane * 8;
-    constexpr int Chunks = D / 8;  // of 16 bytes, a row
-    static_assert(!Ahead || 32 % Chunks == 0);
-    const std::uint32_t to = C::ring(warp) + C::StateBytes + lane / Chunks * AheadStride + lane % Chunks * 16;
-#pragma unroll
-    for (int i = 0; i < D / 16; ++i) copy_async_16(to + i * (32 / Chunks) * AheadStride, from + i * 256);
-    copy_async_commit();
-  }
   /// Finished rows (kRotated, fp16, normalised) of the wanted pairs, rotated back, to the output.
   __device__ __forceinline__ void write_outputs(int pairs) const {
     const bool per_head = p.inverse_matrix && p.inverse_head_stride != 0;
     const int jobs = job_count(per_head, pairs);
+    const auto put = [&](int row, int dim, float v) {
+      const int slot = row / S::Rows, r = row % S::Rows;
+      if (slot >= pairs || r >= rows() || !pair_word(slot, 2)) return;
+      const int head = pair_word(slot, 1);
+      const bool sees_a_token =
+          pair_word(slot, 3) - p.q_len + (r * p.group_reciprocal >> 16) >= 0;  // without one the output is 0, not the centre
+      if (p.v_centre && p.inverse_matrix && sees_a_token) v += __ldg(p.v_centre + head * D + dim);
+      std::uint16_t* out = static_cast<std::uint16_t*>(p.out) + row_offset(pair_word(slot, 0), head, r) + dim;
+      *out = p.q_is_bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(v)) : __half_as_ushort(__float2half_rn(v));
+    };
 #pragma unroll 1
     for (int i = warp; i < jobs; i += kWarps) {
       const Job job = job_at(per_head, i);
-      std::uint16_t* out[2];  // where this lane's two rows go, null: nowhere
-      const float* centre[2];
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int row = job.tile * 8 + 2 * t + e, slot = min(row / S::Rows, pairs - 1), r = row % S::Rows;
-        const int head = pair_word(slot, 1), dim = job.block * 16 + g;
-        const bool wanted = row < pairs * S::Rows && r < rows() && pair_word(slot, 2) && (job.slot < 0 || slot == job.slot);
-        out[e] = wanted ? static_cast<std::uint16_t*>(p.out) + row_offset(pair_word(slot, 0), head, r) + dim : nullptr;
-        const bool sees_a_token =
-            pair_word(slot, 3) - p.q_len + (r * p.group_reciprocal >> 16) >= 0;  // without one the output is 0, not the centre
-        centre[e] = p.v_centre && p.inverse_matrix && sees_a_token ? p.v_centre + head * D + dim : nullptr;
-      }
-      float c[4];
-      if (p.inverse_matrix) {
-        Rotate rotate;
-        if (Ahead && i < kWarps) {
-          copy_async_wait<0>();
-          __syncwarp();
-          rotate.load_matrix_shared(C::ring(warp) + C::StateBytes, AheadStride, lane);
-        } else {
-          load_job_matrix(rotate, p.inverse_matrix, p.inverse_head_stride, job);
+      if (!p.inverse_matrix) {
+#pragma unroll 1
+        for (int e = lane; e < 8 * 16; e += 32) {
+          const int row = job.tile * 8 + e / 16, dim = job.block * 16 + e % 16;
+          put(row, dim, half_bits_to_float(lds16(C::kRotated + row * C::HalfStride + dim * 2)));
         }
-        rotate.load_rows(lane, [&](int j, std::uint32_t* b) { lds128(C::kRotated + (job.tile * 8 + g) * C::HalfStride + j * 2, b); });
-        rotate.run(c);
-      } else {
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          c[e] = half_bits_to_float(
-              lds16(C::kRotated + (job.tile * 8 + 2 * t + e % 2) * C::HalfStride + (job.block * 16 + g + e / 2 * 8) * 2));
+        continue;
       }
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (!out[e % 2]) continue;
-        const float v = c[e] + (centre[e % 2] ? __ldg(centre[e % 2] + e / 2 * 8) : 0.f);
-        out[e % 2][e / 2 * 8] = p.q_is_bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(v)) : __half_as_ushort(__float2half_rn(v));
-      }
+      Rotate rotate;
+      load_job_matrix(rotate, p.inverse_matrix, p.inverse_head_stride, job);
+      rotate.load_rows(lane, [&](int j, std::uint32_t* b) { lds128(C::kRotated + (job.tile * 8 + g) * C::HalfStride + j * 2, b); });
+      rotate.run(job.block, lane, [&](int out, int n, float v) {
+        const int row = job.tile * 8 + n;
+        if (job.slot < 0 || row / S::Rows == job.slot) put(row, out, v);
+      });
     }
   }
 };

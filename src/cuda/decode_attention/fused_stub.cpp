@@ -9,8 +9,6 @@ bool fused_supported(const DeviceCodec&, const DecodeParams&, std::string* why) 
   return false;
 }
 std::size_t fused_workspace_bytes(const DeviceCodec&, const DecodeParams&) { return 0; }
-std::size_t fused_plan_bytes(const DeviceCodec&, const DecodeParams&) { return 0; }
-void fused_plan(const DeviceCodec&, const DecodeParams&, void*, Stream) {}
 void fused_decode(const DeviceCodec&, const DecodeParams&, Stream) { refuse("the fused kernel is not part of this build", "decode"); }
 
 }  // namespace tq4::gpu

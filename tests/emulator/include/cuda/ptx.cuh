@@ -156,6 +156,7 @@ void copy_async_wait() {
 
 inline void mbarrier_init(std::uint32_t bar) { emulator::mbarrier_init(bar, 1); }
 inline void mbarrier_wait(std::uint32_t bar, std::uint32_t parity) { emulator::mbarrier_wait(bar, parity); }
+inline std::uint64_t stream_policy() { return 0; }
 
 namespace emulated {
 struct Election {
@@ -168,7 +169,7 @@ inline void elect_work(void* const* operands) {
 }  // namespace emulated
 
 template <int CodeBytes, int ScaleBytes>
-void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t* scales, std::uint32_t bar) {
+void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t* scales, std::uint32_t bar, std::uint64_t) {
   emulated::Election election{};
   emulator::meet("elect.sync", ~0u, &election, emulated::elect_work);
   if (!election.elected) return;
