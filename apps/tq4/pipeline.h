@@ -1,6 +1,6 @@
 // Reading, computing and writing at the same time with bounded memory: jobs 0..n-1 pass through read (one at a time, in order), work (any
 // number at once) and write (one at a time, in order). Each thread carries one job and one Slot of buffers through all three stages, so at
-// most `threads` + 3 slots live, whatever the size of the file. Results do not depend on the number of threads.
+// most `threads` + 6 slots live, whatever the size of the file. Results do not depend on the number of threads.
 #pragma once
 
 #include <condition_variable>
@@ -61,8 +61,9 @@ void run_pipeline(std::size_t jobs, int threads, Read read, Work work, Write wri
     }
   };
 
-  // Three threads more than asked for: while one waits for the disk to read, one for the disk to write and one for its turn, the others compute.
-  const std::size_t count = std::min<std::size_t>(jobs, static_cast<std::size_t>(threads) + 3);
+  // Six threads more than asked for: while one waits for the disk to read, one for the disk to write and some for their turn (a job that took
+  // longer holds up those behind it), the others compute.
+  const std::size_t count = std::min<std::size_t>(jobs, static_cast<std::size_t>(threads) + 6);
   std::vector<std::thread> pool;
   try {
     for (std::size_t i = 1; i < count; ++i) pool.emplace_back(carry);
