@@ -118,7 +118,7 @@ class PageStore:
         needed = -(-tokens // self.BLOCK)
         if self._ring is None and needed > self._blocks:
             more = max(needed, self._blocks + self._blocks // 2) - self._blocks
-            data = self._pages.data
+            data = torch.as_tensor(self._pages.data)
             self._pages.data = torch.cat([data, data.new_zeros(more * self.batch, data.shape[1])])
             self._blocks += more
             self._pages.num_blocks = self._blocks * self.batch

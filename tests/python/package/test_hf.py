@@ -274,3 +274,25 @@ def test_trained_model_loses_what_the_experiment_says(trained, spec, seed, exact
     print(f"{spec} {exact}: nats {nats:.6f} (experiment {record['nats'][0]:.6f}), KL {kl:.6f} ({record['kl'][0]:.6f})")
     assert abs(kl / record["kl"][0] - 1) < 0.03
     assert abs(nats - record["nats"][0]) < 4 * error
+
+
+@pytest.mark.parametrize("sliding_window", [None, 100])
+def test_pages_grown_step_by_step_hold_what_pages_filled_at_once_hold(sliding_window):
+    # The store of a GPU's cache, on the CPU: a block table that does not follow every growth of the pages shows after 384 tokens.
+    from types import SimpleNamespace
+
+    from tq4._hf_stores import PageStore
+
+    settings = SimpleNamespace(spec_json=tq4.Codec("k4v4", head_dim=64)._spec_json, calibration=None)
+    keys, values = torch.randn(2, 2, 2, 440, 64, generator=torch.Generator().manual_seed(3)).to(torch.float16)
+    query = torch.randn(2, 4, 1, 64, generator=torch.Generator().manual_seed(4)).to(torch.float16)
+    stepped = PageStore(settings, 0, keys, values, sliding_window)
+    whole = PageStore(settings, 0, keys, values, sliding_window)
+    for end in range(20, 441, 20):
+        stepped.append(keys[:, :, end - 20 : end], values[:, :, end - 20 : end], end - 20)
+    whole.append(keys, values, 0)
+    window = sliding_window or 0
+    begin = 440 - window if window else 0
+    for a, b in zip(stepped.gather(begin, 440, torch.float16), whole.gather(begin, 440, torch.float16)):
+        assert torch.equal(a, b)
+    assert torch.equal(stepped.attend(query, None, 440, window, None, None), whole.attend(query, None, 440, window, None, None))
