@@ -212,7 +212,8 @@ struct DecodeParams {
   std::size_t workspace_bytes = 0;
   /// -1: the call reads nothing before the kernels ahead of it in the stream have ended. n >= 0, a promise: of what the call reads, the kernel just
   /// ahead writes only q, exact tokens and each sequence's last n tokens in the pages, not seq_lens or block_table. The fused kernel then begins
-  /// while that kernel ends (programmatic dependent launch). In a layer of an engine that kernel is store(), and n its tokens a sequence.
+  /// while that kernel ends (programmatic dependent launch). In a layer of an engine that kernel is store(), and n its tokens a sequence. A kernel of
+  /// the caller's there must not let its dependents begin (griddepcontrol.launch_dependents) before its own wait, or what is ahead of it still runs.
   int fresh_tokens = -1;
 };
 /// Depends on shapes and max_seq_len only.

@@ -228,7 +228,6 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
   const int thread = static_cast<int>(threadIdx.x), warp = thread >> 5, lane = thread & 31, g = lane >> 2, t = lane & 3;
 
   // What the codec alone decides, while the kernel before this one ends.
-  launch_dependents_if_able();
   const std::uint16_t* image = image_of(tables, D);
   uint4 first[2][D / 32], second[2][D / 32];
   load_matrix_rows<D>(first, image, warp, g, t);
@@ -236,6 +235,7 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
   const CodeCells cells = load_cells(tables, lane);
   const bool plain = plain_rows(side.codec, static_cast<DType>(a.dtype));
   wait_for_previous_kernels_if_able();
+  launch_dependents_if_able();  // not earlier: see DecodeParams::fresh_tokens
 
   const int row = thread / kRowLanes, chunk = thread % kRowLanes;
   const unsigned index = blockIdx.x * kStepRows + static_cast<unsigned>(row);

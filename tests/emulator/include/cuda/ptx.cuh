@@ -183,11 +183,21 @@ inline void fence_bulk_copies() {}
 // ---- Between thread blocks and launches ----
 
 inline std::uint32_t count_acq_rel(std::uint32_t* counter) { return (*counter)++; }
-inline void launch_dependents() {}
-inline void wait_for_previous_kernels() {}
+/// What starts early behind a kernel may overlap with that kernel alone, so a kernel lets it begin after its own wait and not before.
+namespace emulated {
+inline bool& waited() {
+  static bool flags[1024];
+  return flags[emulator::thread_index().x];
+}
+}  // namespace emulated
+inline void wait_for_previous_kernels() { emulated::waited() = true; }
+inline void launch_dependents() {
+  if (!emulated::waited()) emulator::fail("griddepcontrol.launch_dependents before griddepcontrol.wait");
+  emulated::waited() = false;
+}
 
-inline void launch_dependents_if_able() {}
-inline void wait_for_previous_kernels_if_able() {}
+inline void launch_dependents_if_able() { launch_dependents(); }
+inline void wait_for_previous_kernels_if_able() { wait_for_previous_kernels(); }
 
 // ---- Products of a warpgroup: a warp at a time, at once. Builds without them are those of even seeds. ----
 
