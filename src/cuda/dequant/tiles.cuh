@@ -106,6 +106,7 @@ struct InverseSide {
 
 /// A row of the caller's. `Rows` has side(), out(), dtype, zero (= 0, see plain_fragments), count() (rows of the block's share of the grid),
 /// image_head(), row(i), fetch(raw, row, t) and spread(w, raw): the lane's groups of codes as fetch_groups and spread_groups give them.
+/// Rows of its own order have chunk(out, c) as well: where coordinates 8 c .. 8 c + 7 of the row at `out` go.
 struct InverseRow {
   const std::uint8_t* codes;  ///< the row's, or the tile's it is in
   int token;                  ///< in the tile
@@ -184,7 +185,11 @@ __global__ void __launch_bounds__(kInverseThreads, 1) inverse_tiles(const __grid
           v[k] = x[4 * (4 * c + k / 2) + 2 * r + k % 2] * factor[r];
           if (centre) v[k] += __ldg(centre + 32 * c + 8 * t + k);
         }
-        put_eight(a.out(), static_cast<DType>(a.dtype), row[r].out + 32 * c + 8 * t, v);
+        if constexpr (requires { a.chunk(row[r].out, 0); }) {
+          put_eight(a.out(), static_cast<DType>(a.dtype), a.chunk(row[r].out, 4 * c + t), v);
+        } else {
+          put_eight(a.out(), static_cast<DType>(a.dtype), row[r].out + 32 * c + 8 * t, v);
+        }
       }
     }
   }

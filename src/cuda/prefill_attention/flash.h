@@ -36,9 +36,11 @@ struct AppendArgs {
   int num_seqs, max_q_len, num_kv_heads, head_dim;
 };
 void launch_append(const AppendArgs& args, cudaStream_t stream);
-/// Planes [total_k, heads] of one side to [num_seqs, heads, capacity, D] fp16 in original space.
-void launch_unpack_planes(const DeviceCodec& codec, Side side, const EncodedIn& in, bool high_nibble_first, const std::int32_t* cu_k,
-                          int num_seqs, std::int64_t max_tokens, std::uint16_t* out, std::int64_t capacity, cudaStream_t stream);
+/// Planes [total_k, heads] of K and V to [num_seqs, heads, capacity, D] fp16 in original space; with `tiled`, where it can, to tiles (hopper.h):
+/// became_tiles says of which side. flash: cu_k, num_seqs, capacity.
+void launch_unpack_planes(const DeviceCodec& codec, const EncodedIn (&in)[2], bool high_nibble_first, const FlashArgs& flash,
+                          std::int64_t max_tokens, std::uint16_t* const (&out)[2], bool tiled, bool (&became_tiles)[2],
+                          cudaStream_t stream);
 /// prefix_lens[s] = seq_lens[s] - (cu_q[s+1] - cu_q[s]).
 void launch_prefix_lens(const std::int32_t* seq_lens, const std::int32_t* cu_q, std::int32_t* prefix_lens, int num_seqs,
                         cudaStream_t stream);

@@ -8,7 +8,7 @@ namespace tq4::gpu {
 constexpr int kTileKeys = 128;
 
 /// K and V in the workspace: [num_seqs, num_kv_heads, tiles, D / 64 panels, 128 keys, 64 coordinates], panels in the 128-byte swizzle of
-/// cuda/wgmma.cuh. Rows past a sequence's end are zeros in the tile that holds the end; tiles after it are not written.
+/// cuda/wgmma.cuh. Rows past a sequence's end are finite in the tile that holds the end; tiles after it are not written.
 struct TiledKeys {
   std::uint8_t* k;
   std::uint8_t* v;
@@ -26,8 +26,8 @@ struct HopperFlashArgs {
 const char* hopper_flash_lacks(const FlashArgs& args, const DeviceInfo& device);
 void launch_hopper_flash(const HopperFlashArgs& args, const DeviceInfo& device, cudaStream_t stream);
 
-/// Rows [num_seqs, num_kv_heads, tiles * 128, D] of K and V become tiles in place.
-void launch_tile_rows(const FlashArgs& args, const TiledKeys& tiles, cudaStream_t stream);
+/// Rows [num_seqs, num_kv_heads, tiles * 128, D] of K and V become tiles in place; `k`, `v`: which of the two.
+void launch_tile_rows(const FlashArgs& args, const TiledKeys& tiles, bool k, bool v, cudaStream_t stream);
 /// q to q8; keys of k tiles to k8. Rows are turned by a Hadamard matrix, which leaves q . k as it is, and then spread evenly over -127 .. 127.
 void launch_quantize_queries(const FlashArgs& args, const TiledKeys& tiles, cudaStream_t stream);
 void launch_quantize_keys(const FlashArgs& args, const TiledKeys& tiles, cudaStream_t stream);

@@ -10,6 +10,7 @@ namespace {
 struct TilesArgs {
   FlashArgs flash;
   TiledKeys tiles;
+  int first_side, sides;  ///< tile_kernel: 0 = K, 1 = V
 };
 
 __device__ __forceinline__ int keys_of(const FlashArgs& a, int sequence) {
@@ -25,11 +26,11 @@ constexpr int kTileThreads = 256;
 template <int HD>
 __global__ void __launch_bounds__(kTileThreads) tile_kernel(const __grid_constant__ TilesArgs a) {
   constexpr int kChunks = HD / 8, kEach = kTileKeys * kChunks / kTileThreads;
-  const int sequence = blockIdx.z, head = blockIdx.y >> 1, tile = blockIdx.x;
+  const int sequence = blockIdx.z, head = blockIdx.y / a.sides, side = a.first_side + blockIdx.y % a.sides, tile = blockIdx.x;
   const int valid = keys_of(a.flash, sequence) - tile * kTileKeys;
   if (valid <= 0) return;
   const std::int64_t at = (static_cast<std::int64_t>(sequence) * a.flash.num_kv_heads + head) * a.tiles.tiles + tile;
-  std::uint8_t* memory = (blockIdx.y & 1 ? a.tiles.v : a.tiles.k) + at * (kTileKeys * HD * 2);
+  std::uint8_t* memory = (side == 1 ? a.tiles.v : a.tiles.k) + at * (kTileKeys * HD * 2);
   uint4 v[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
@@ -111,22 +112,24 @@ __global__ void __launch_bounds__(kTileThreads) quantize_keys_kernel(const __gri
 
 }  // namespace
 
-void launch_tile_rows(const FlashArgs& args, const TiledKeys& tiles, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(tiles.tiles), static_cast<unsigned>(2 * args.num_kv_heads), static_cast<unsigned>(args.num_seqs));
-  const TilesArgs a{args, tiles};
+void launch_tile_rows(const FlashArgs& args, const TiledKeys& tiles, bool k, bool v, cudaStream_t stream) {
+  if (!k && !v) return;
+  const TilesArgs a{args, tiles, k ? 0 : 1, k && v ? 2 : 1};
+  const dim3 grid(static_cast<unsigned>(tiles.tiles), static_cast<unsigned>(a.sides * args.num_kv_heads),
+                  static_cast<unsigned>(args.num_seqs));
   launch_kernel("prefill (tiles)", {grid, kTileThreads, 0, stream}, args.head_dim == 128 ? tile_kernel<128> : tile_kernel<64>, a);
 }
 
 void launch_quantize_queries(const FlashArgs& args, const TiledKeys& tiles, cudaStream_t stream) {
   const std::int64_t rows = static_cast<std::int64_t>(args.max_q_len) * args.num_q_heads;
   const dim3 grid(static_cast<unsigned>((rows + kTileThreads / 32 - 1) / (kTileThreads / 32)), static_cast<unsigned>(args.num_seqs));
-  const TilesArgs a{args, tiles};
+  const TilesArgs a{args, tiles, 0, 0};
   launch_kernel("prefill (int8 queries)", {grid, kTileThreads, 0, stream}, quantize_queries_kernel, a);
 }
 
 void launch_quantize_keys(const FlashArgs& args, const TiledKeys& tiles, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(tiles.tiles), static_cast<unsigned>(args.num_kv_heads), static_cast<unsigned>(args.num_seqs));
-  const TilesArgs a{args, tiles};
+  const TilesArgs a{args, tiles, 0, 0};
   launch_kernel("prefill (int8 keys)", {grid, kTileThreads, 0, stream}, quantize_keys_kernel, a);
 }
 

@@ -70,15 +70,15 @@ Int8Parts int8_parts(const DeviceCodec& codec, const PrefillParams& p) {
   return {align(side_rows(codec, p) * 128), align(side_rows(codec, p) * 4), align(query_rows(p) * 128), align(query_rows(p) * 4)};
 }
 
-void attend_on_hopper(const DeviceCodec& codec, const PrefillParams& p, const FlashArgs& flash, std::uint8_t* workspace,
-                      cudaStream_t stream) {
+void attend_on_hopper(const DeviceCodec& codec, const PrefillParams& p, const FlashArgs& flash, const bool (&tiled)[2],
+                      std::uint8_t* workspace, cudaStream_t stream) {
   const std::size_t side = side_bytes(codec, p);
   HopperFlashArgs h{};
   h.flash = flash;
   h.tiles.k = workspace;
   h.tiles.v = workspace + side;
   h.tiles.tiles = flash.capacity / kTileKeys;
-  launch_tile_rows(flash, h.tiles, stream);
+  launch_tile_rows(flash, h.tiles, !tiled[0], !tiled[1], stream);
   if (p.qk_int8) {
     const Int8Parts parts = int8_parts(codec, p);
     std::uint8_t* at = workspace + 2 * side;
@@ -127,11 +127,12 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   auto* k = static_cast<std::uint16_t*>(p.workspace);
   auto* v = reinterpret_cast<std::uint16_t*>(static_cast<std::uint8_t*>(p.workspace) + side_bytes(codec, p));
+  FlashArgs f = flash_args(codec, p);
+  bool tiled[2] = {};
   const bool planes = p.k_planes.codes != nullptr;
   const bool prefix = !planes && p.cache.data != nullptr && p.prefix_lens != nullptr;
   if (planes) {
-    launch_unpack_planes(codec, Side::K, p.k_planes, p.high_nibble_first, p.cu_k, p.num_seqs, p.max_kv_len, k, capacity(p), cuda_stream);
-    launch_unpack_planes(codec, Side::V, p.v_planes, p.high_nibble_first, p.cu_k, p.num_seqs, p.max_kv_len, v, capacity(p), cuda_stream);
+    launch_unpack_planes(codec, {p.k_planes, p.v_planes}, p.high_nibble_first, f, p.max_kv_len, {k, v}, hopper, tiled, cuda_stream);
   } else {
     if (prefix) {
       DequantPagesParams d;
@@ -167,9 +168,8 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
     a.head_dim = codec.head_dim();
     launch_append(a, cuda_stream);
   }
-  FlashArgs f = flash_args(codec, p);
   if (hopper) {
-    attend_on_hopper(codec, p, f, static_cast<std::uint8_t*>(p.workspace), cuda_stream);
+    attend_on_hopper(codec, p, f, tiled, static_cast<std::uint8_t*>(p.workspace), cuda_stream);
     return;
   }
   f.k = k;

@@ -1,7 +1,9 @@
-// The first half of prefill: compressed planes to fp16 in original space, new tokens behind them; and the fp8 output of a layer step.
+// The first half of prefill: compressed planes to fp16 in original space, new tokens behind them; and the fp8 output of a layer step. Scalar codes
+// become rows on the tensor cores (dequant/tiles.cuh), at once in the order of tiles that the Hopper kernel reads; the rest as the CPU does.
 #include "cuda/dequant/dequant.cuh"
+#include "cuda/dequant/tiles.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/prefill_attention/flash.h"
+#include "cuda/prefill_attention/hopper.h"
 
 namespace tq4::gpu {
 namespace {
@@ -41,6 +43,49 @@ __global__ void __launch_bounds__(kDequantThreads) planes_kernel(const __grid_co
              [&](int r) { return token0 + r < length ? (first + token0 + r) * dim : static_cast<std::int64_t>(-1); });
 }
 
+/// Tokens of one sequence and head (blockIdx.y) and side (blockIdx.z) for inverse_tiles.
+struct PlaneTokens {
+  InverseSide sides[2];
+  EncodedIn in[2];
+  int row_bytes[2];
+  void* to[2];
+  int first_side, heads, dtype, tiled;
+  const std::int32_t* cu_k;
+  std::int64_t capacity;
+  unsigned zero = 0;
+  __device__ __forceinline__ int which() const { return first_side + static_cast<int>(blockIdx.z); }
+  __device__ __forceinline__ const InverseSide& side() const { return sides[which()]; }
+  __device__ __forceinline__ void* out() const { return to[which()]; }
+  __device__ __forceinline__ int sequence() const { return static_cast<int>(blockIdx.y) / heads; }
+  __device__ __forceinline__ int image_head() const { return static_cast<int>(blockIdx.y) % heads; }
+  __device__ __forceinline__ unsigned tokens() const {
+    return static_cast<unsigned>(min(static_cast<std::int64_t>(cu_k[sequence() + 1] - cu_k[sequence()]), capacity));
+  }
+  __device__ __forceinline__ unsigned count() const { return tiled ? (tokens() + kTileKeys - 1) / kTileKeys * kTileKeys : tokens(); }
+  /// Rows past the end of the last tile are some finite numbers.
+  __device__ __forceinline__ InverseRow row(unsigned i) const {
+    const unsigned last = tokens() - 1;
+    const int s = which(), dim = sides[0].codec.dim;
+    const std::int64_t at = (static_cast<std::int64_t>(cu_k[sequence()]) + min(i, last)) * heads + image_head();
+    const std::int64_t place =
+        tiled ? static_cast<std::int64_t>(i / kTileKeys) * kTileKeys * dim + i % kTileKeys * 64 : static_cast<std::int64_t>(i) * dim;
+    return {in[s].codes + at * row_bytes[s], 0, image_head(), i <= last ? __ldcs(in[s].scale + at) : 0.0f,
+            static_cast<std::int64_t>(blockIdx.y) * capacity * dim + place};
+  }
+  template <int G>
+  __device__ __forceinline__ void fetch(unsigned (&raw)[G], const InverseRow& row, int t) const {
+    fetch_groups(raw, row.codes + G * side().row_bits * t, side().row_bits);
+  }
+  template <int G>
+  __device__ __forceinline__ void spread(unsigned (&w)[G], const unsigned (&raw)[G]) const {
+    spread_groups(w, raw, side().row_bits);
+  }
+  /// Where chunk c (8 coordinates) of the row whose place is `out` goes: hopper.h.
+  __device__ __forceinline__ std::int64_t chunk(std::int64_t out, int c) const {
+    return tiled ? out + (c >> 3) * (kTileKeys * 64) + ((c & 7) ^ static_cast<int>(out >> 6 & 7)) * 8 : out + 8 * c;
+  }
+};
+
 __global__ void append_kernel(const __grid_constant__ AppendArgs a) {
   const int sequence = blockIdx.z, head = blockIdx.y;
   const int begin = a.cu_q[sequence], length = a.cu_q[sequence + 1] - begin, prefix = a.prefix_lens ? a.prefix_lens[sequence] : 0;
@@ -71,22 +116,39 @@ __global__ void fp8_kernel(const void* from, int dtype, const float* scale, std:
 
 }  // namespace
 
-void launch_unpack_planes(const DeviceCodec& codec, Side side, const EncodedIn& in, bool high_nibble_first, const std::int32_t* cu_k,
-                          int num_seqs, std::int64_t max_tokens, std::uint16_t* out, std::int64_t capacity, cudaStream_t stream) {
-  PlanesArgs a{};
-  a.codec = row_codec(codec, side);
-  a.in = in;
-  a.cu_k = cu_k;
-  a.heads = codec.num_kv_heads();
-  a.row_bytes = high_nibble_first ? codec.head_dim() / 2 : a.codec.code_bytes;
-  a.nibbles_high = high_nibble_first;
-  a.out = out;
-  a.capacity = capacity;
-  const std::size_t shared = dequant_shared(a.codec, table_bytes(a.codec));
-  allow_shared(planes_kernel, shared, codec.device().shared_bytes_per_block, "prefill");
-  const dim3 grid(static_cast<unsigned>((max_tokens + kDequantRows - 1) / kDequantRows), static_cast<unsigned>(a.heads),
-                  static_cast<unsigned>(num_seqs));
-  launch_kernel("prefill (planes)", {grid, kDequantThreads, shared, stream}, planes_kernel, a);
+void launch_unpack_planes(const DeviceCodec& codec, const EncodedIn (&in)[2], bool high_nibble_first, const FlashArgs& flash,
+                          std::int64_t max_tokens, std::uint16_t* const (&out)[2], bool tiled, bool (&became_tiles)[2],
+                          cudaStream_t stream) {
+  PlaneTokens rows{};
+  rows.heads = codec.num_kv_heads();
+  rows.dtype = static_cast<int>(DType::F16);
+  rows.tiled = tiled;
+  rows.cu_k = flash.cu_k;
+  rows.capacity = flash.capacity;
+  bool served[2];
+  for (int s = 0; s < 2; ++s) {
+    const RowCodec row = row_codec(codec, static_cast<Side>(s));
+    rows.sides[s] = {row, high_nibble_first ? 4 : row.bits, high_nibble_first, inverse_parts(row, DType::F16)};
+    rows.in[s] = in[s];
+    rows.row_bytes[s] = high_nibble_first ? row.dim / 2 : row.code_bytes;
+    rows.to[s] = out[s];
+    served[s] = inverse_serves(row, out[s]) && reinterpret_cast<std::uintptr_t>(in[s].codes) % 16 == 0;
+    became_tiles[s] = tiled && served[s];
+  }
+  const auto heads = static_cast<unsigned>(rows.heads), sequences = static_cast<unsigned>(flash.num_seqs);
+  if (served[0] || served[1]) {
+    rows.first_side = served[0] ? 0 : 1;
+    launch_inverse("prefill (planes)", rows, max_tokens, heads * sequences, served[0] && served[1] ? 2 : 1, codec.head_dim(), 1,
+                   codec.device(), stream);
+  }
+  for (int s = 0; s < 2; ++s) {
+    if (served[s]) continue;
+    const PlanesArgs a{rows.sides[s].codec, in[s], flash.cu_k, rows.heads, rows.row_bytes[s], high_nibble_first, out[s], flash.capacity};
+    const std::size_t shared = dequant_shared(a.codec, table_bytes(a.codec));
+    allow_shared(planes_kernel, shared, codec.device().shared_bytes_per_block, "prefill");
+    const dim3 grid(static_cast<unsigned>((max_tokens + kDequantRows - 1) / kDequantRows), heads, sequences);
+    launch_kernel("prefill (planes)", {grid, kDequantThreads, shared, stream}, planes_kernel, a);
+  }
 }
 
 void launch_append(const AppendArgs& args, cudaStream_t stream) {
