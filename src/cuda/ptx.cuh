@@ -146,8 +146,13 @@ __device__ __forceinline__ void bulk_load(std::uint32_t dst, const std::uint8_t*
 }
 /// mbarrier_init() of this thread is seen by the asynchronous copies.
 __device__ __forceinline__ void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-/// Ordinary accesses of shared memory before it come before the bulk copies after it.
-__device__ __forceinline__ void fence_bulk_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/// Ordinary accesses of shared memory before it (cp.async among them) come before the bulk copies and warpgroup products after it.
+/// Nothing on GPUs older than sm_90.
+__device__ __forceinline__ void fence_bulk_copies() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 
 // ---- Between thread blocks and launches ----
 
@@ -157,89 +162,16 @@ __device__ __forceinline__ std::uint32_t count_acq_rel(std::uint32_t* counter) {
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
   return before;
 }
-/// Programmatic dependent launch: the next kernel of the stream may begin; the kernels before have ended and their writes are seen.
-__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-__device__ __forceinline__ void wait_for_previous_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-/// The same where the kernel is also built for GPUs older than sm_90 (there they do nothing, and launches do not overlap).
-__device__ __forceinline__ void launch_dependents_if_able() {
+/// Programmatic dependent launch: the next kernel of the stream may begin; the kernels before have ended and their writes are seen. On GPUs older than
+/// sm_90 they do nothing, and launches do not overlap.
+__device__ __forceinline__ void launch_dependents() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  launch_dependents();
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
-__device__ __forceinline__ void wait_for_previous_kernels_if_able() {
+__device__ __forceinline__ void wait_for_previous_kernels() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  wait_for_previous_kernels();
-#endif
-}
-
-// ---- Products of a warpgroup (wgmma, sm_90a) ----
-
-/// Whether this build has them; the functions below do nothing elsewhere.
-__device__ __forceinline__ constexpr bool warpgroup_products() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  return true;
-#else
-  return false;
-#endif
-}
-/// Before the first product of a group: registers and what earlier products left are in place.
-__device__ __forceinline__ void wgmma_fence() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-#endif
-}
-/// After the last: all sums are there.
-__device__ __forceinline__ void wgmma_finish() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
-#endif
-}
-/// This thread's writes of shared memory, cp.async among them, are seen by the products after the next barrier.
-__device__ __forceinline__ void fence_for_products() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  fence_bulk_copies();
-#endif
-}
-/// The lower word of what wgmma calls a matrix in shared memory: rows of 64 fp16 (128 bytes) in groups of 8 one behind the other, 16-byte chunks
-/// swizzled by the row in its group. 16 bytes further on it is one more.
-__device__ __forceinline__ std::uint32_t wgmma_operand(std::uint32_t address) { return (address & 0x3ffffu) >> 4 | 1u << 16; }
-constexpr std::uint32_t kWgmmaOperandUpper = (1024u >> 4) | 1u << 30;  ///< groups 1024 bytes apart, chunks of 16 bytes swizzled over 128
-/// d (+)= a b^T: a 64 x 16 fp16 in registers (a warp's 16 rows as mma has them), b N x 16 fp16 at operand b (wgmma_operand of row 0, column 0 of them), d
-/// 64 x N as N / 8 tiles of mma. All of the warpgroup.
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[32], const std::uint32_t (&a)[4], std::uint32_t b, bool add) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile(
-      "{\n.reg .pred p;\n.reg .b64 m;\nsetp.ne.b32 p, %37, 0;\nmov.b64 m, {%36, %38};\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, m, p, 1, 1, 0;\n}\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]),
-        "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]),
-        "+f"(d[31])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(static_cast<int>(add)), "r"(kWgmmaOperandUpper));
-#endif
-}
-__device__ __forceinline__ void wgmma_m64k16(float (&d)[64], const std::uint32_t (&a)[4], std::uint32_t b, bool add) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile(
-      "{\n.reg .pred p;\n.reg .b64 m;\nsetp.ne.b32 p, %69, 0;\nmov.b64 m, {%68, %70};\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, m, p, 1, 1, 0;\n}\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]),
-        "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]),
-        "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),
-        "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]),
-        "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(static_cast<int>(add)), "r"(kWgmmaOperandUpper));
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

@@ -11,6 +11,20 @@
 
 namespace tq4::gpu {
 
+/// Whether this build has warpgroup products. Elsewhere the functions below that multiply, wait or move registers do nothing.
+__device__ __forceinline__ constexpr bool warpgroup_products() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  return true;
+#else
+  return false;
+#endif
+}
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define TQ4_WGMMA(...) asm volatile(__VA_ARGS__)
+#else
+#define TQ4_WGMMA(...) static_cast<void>(0)
+#endif
+
 /// Descriptor of an operand whose rows run along the summed index (K-major): A and B of the products of queries and keys.
 __device__ __forceinline__ std::uint64_t wgmma_rows(std::uint32_t address) {
   return static_cast<std::uint64_t>((address & 0x3ffffu) >> 4) | std::uint64_t{1} << 16 | std::uint64_t{1024 >> 4} << 32 |
@@ -28,20 +42,19 @@ __device__ __forceinline__ std::uint64_t wgmma_further(std::uint64_t operand, st
 }
 
 /// Registers written before it are seen by the products after it.
-__device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_begin() { TQ4_WGMMA("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { TQ4_WGMMA("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 /// Waits until at most `Pending` committed groups are under way. settle() what they wrote before reading it.
 template <int Pending>
 __device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+  TQ4_WGMMA("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 /// Waits for all groups, but not before x (never negative) is known: left alone, the assembler moves the wait ahead of the arithmetic that was to
 /// run beside the products. `unused`: 4 bytes of shared memory that a negative x would go to.
 __device__ __forceinline__ void wgmma_wait_all_after(float x, std::uint32_t unused) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.shared.f32 [%1], %0;\nwgmma.wait_group.sync.aligned 0;\n}\n" ::"f"(x),
-      "r"(unused)
-      : "memory");
+  TQ4_WGMMA("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.shared.f32 [%1], %0;\nwgmma.wait_group.sync.aligned 0;\n}\n" ::"f"(x),
+            "r"(unused)
+            : "memory");
 }
 /// Keeps the compiler from moving accesses of d across this place.
 template <int N>
@@ -55,85 +68,81 @@ __device__ __forceinline__ void settle(int (&d)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
 
-// Products of 64 rows, asynchronous. Lane l of warp w holds of d: row 16 w + l / 4 + 8 i, column 8 n + 2 (l % 4) + j at d[4 n + 2 i + j].
+// Products of 64 rows, asynchronous. Lane l of warp w holds of d: row 16 w + l / 4 + 8 i, column 8 n + 2 (l % 4) + j at d[4 n + 2 i + j]. A from registers
+// lies as that of mma.m16n8k16, and must not change until waited for.
+
+/// What an instruction calls 32 or 64 registers of d, and the constraints that bind them.
+#define TQ4_NAMES_32                                                                                                                   \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, " \
+  "%28, %29, %30, %31"
+#define TQ4_NAMES_64                                                                                                                     \
+  TQ4_NAMES_32                                                                                                                           \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, " \
+  "%58, "                                                                                                                                \
+  "%59, %60, %61, %62, %63"
+#define TQ4_BIND_4(kind, d, i) kind((d)[i]), kind((d)[(i) + 1]), kind((d)[(i) + 2]), kind((d)[(i) + 3])
+#define TQ4_BIND_16(kind, d, i) \
+  TQ4_BIND_4(kind, d, i), TQ4_BIND_4(kind, d, (i) + 4), TQ4_BIND_4(kind, d, (i) + 8), TQ4_BIND_4(kind, d, (i) + 12)
+#define TQ4_BIND_32(kind, d) TQ4_BIND_16(kind, d, 0), TQ4_BIND_16(kind, d, 16)
+#define TQ4_BIND_64(kind, d) TQ4_BIND_32(kind, d), TQ4_BIND_16(kind, d, 32), TQ4_BIND_16(kind, d, 48)
 
 /// d (+)= A B^T over 16 fp16 coordinates, A 64 rows, B 128 rows, both by wgmma_rows().
 __device__ __forceinline__ void wgmma_rows_rows(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, "
-      "%28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, "
-      "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, p, 1, 1, 0, 0;\n}\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]),
-        "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]),
-        "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),
-        "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]),
-        "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+  TQ4_WGMMA("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" TQ4_NAMES_64
+            "}, %64, %65, p, 1, 1, 0, 0;\n}\n"
+            : TQ4_BIND_64("+f", d)
+            : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 /// The same over 32 int8 coordinates.
 __device__ __forceinline__ void wgmma_rows_rows(int (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, "
-      "%28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, "
-      "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, p;\n}\n"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]), "+r"(d[8]), "+r"(d[9]), "+r"(d[10]),
-        "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]),
-        "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]),
-        "+r"(d[31]), "+r"(d[32]), "+r"(d[33]), "+r"(d[34]), "+r"(d[35]), "+r"(d[36]), "+r"(d[37]), "+r"(d[38]), "+r"(d[39]), "+r"(d[40]),
-        "+r"(d[41]), "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]), "+r"(d[48]), "+r"(d[49]), "+r"(d[50]),
-        "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), "+r"(d[54]), "+r"(d[55]), "+r"(d[56]), "+r"(d[57]), "+r"(d[58]), "+r"(d[59]), "+r"(d[60]),
-        "+r"(d[61]), "+r"(d[62]), "+r"(d[63])
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+  TQ4_WGMMA("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" TQ4_NAMES_64
+            "}, %64, %65, p;\n}\n"
+            : TQ4_BIND_64("+r", d)
+            : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
-/// d += A B over 16 fp16 rows of B (wgmma_columns()), 128 columns; A from registers in the layout of mma.m16n8k16. a must not change until waited for.
+/// d (+)= A B^T over 16 fp16 coordinates, A from registers, B 128 rows by wgmma_rows().
+__device__ __forceinline__ void wgmma_registers_rows(float (&d)[64], const std::uint32_t (&a)[4], std::uint64_t b, bool add) {
+  TQ4_WGMMA("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" TQ4_NAMES_64
+            "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}\n"
+            : TQ4_BIND_64("+f", d)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+}
+/// The same for 64 rows of B.
+__device__ __forceinline__ void wgmma_registers_rows(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b, bool add) {
+  TQ4_WGMMA("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" TQ4_NAMES_32
+            "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"
+            : TQ4_BIND_32("+f", d)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+}
+/// d += A B over 16 fp16 rows of B (wgmma_columns()), 128 columns; A from registers.
 __device__ __forceinline__ void wgmma_registers_columns(float (&d)[64], const std::uint32_t (&a)[4], std::uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, "
-      "%28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, "
-      "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]),
-        "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]),
-        "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-        "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),
-        "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]),
-        "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  TQ4_WGMMA("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" TQ4_NAMES_64 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+            : TQ4_BIND_64("+f", d)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 /// The same for 64 columns.
 __device__ __forceinline__ void wgmma_registers_columns(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, "
-      "%28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]),
-        "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
-        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]),
-        "+f"(d[31])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  TQ4_WGMMA("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" TQ4_NAMES_32 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
+            : TQ4_BIND_32("+f", d)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
+#undef TQ4_NAMES_32
+#undef TQ4_NAMES_64
+#undef TQ4_BIND_4
+#undef TQ4_BIND_16
+#undef TQ4_BIND_32
+#undef TQ4_BIND_64
 
 // ---- Registers, barriers, copies ----
 
 /// Gives registers of this warpgroup back, or takes them (counts a thread); all of its warps call.
 template <int Count>
 __device__ __forceinline__ void registers_down() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
+  TQ4_WGMMA("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
 }
 template <int Count>
 __device__ __forceinline__ void registers_up() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
+  TQ4_WGMMA("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
 }
 /// Barrier `id` (1 to 15) of `threads` threads, whole warps: with the wait, or only counted.
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
@@ -158,5 +167,6 @@ __device__ __forceinline__ void bulk_copy(std::uint32_t to, const void* from, in
                "r"(bar)
                : "memory");
 }
+#undef TQ4_WGMMA
 
 }  // namespace tq4::gpu

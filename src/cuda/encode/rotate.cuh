@@ -234,8 +234,8 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
   if (D <= 128 && side.parts > 1) load_matrix_rows<D>(second, image + D * D, warp, g, t);
   const CodeCells cells = load_cells(tables, lane);
   const bool plain = plain_rows(side.codec, static_cast<DType>(a.dtype));
-  wait_for_previous_kernels_if_able();
-  launch_dependents_if_able();  // not earlier: see DecodeParams::fresh_tokens
+  wait_for_previous_kernels();
+  launch_dependents();  // not earlier: see DecodeParams::fresh_tokens
 
   const int row = thread / kRowLanes, chunk = thread % kRowLanes;
   const unsigned index = blockIdx.x * kStepRows + static_cast<unsigned>(row);

@@ -6,6 +6,7 @@
 
 #include "cuda/ptx.cuh"
 #include "cuda/tiles/image.h"
+#include "cuda/wgmma.cuh"
 
 namespace tq4::gpu {
 
@@ -18,10 +19,11 @@ using RowFragments = std::uint32_t[D / 16][4];
 template <int D>
 __device__ __forceinline__ void add_product(float (&sums)[D / 2], const RowFragments<D>& rows, std::uint32_t image, bool first) {
   if (warpgroup_products()) {
-    const std::uint32_t operand = wgmma_operand(image);
+    const std::uint64_t operand = wgmma_rows(image);
 #pragma unroll
     for (int s = 0; s < D / 16; ++s)
-      wgmma_m64k16(sums, rows[s], operand + static_cast<std::uint32_t>((s / 4 * D * 128 + s % 4 * 32) / 16), !(first && s == 0));
+      wgmma_registers_rows(sums, rows[s], wgmma_further(operand, static_cast<std::uint32_t>(s / 4 * D * 128 + s % 4 * 32)),
+                           !(first && s == 0));
     return;
   }
   if (first) {
@@ -44,11 +46,10 @@ __device__ __forceinline__ void add_product(float (&sums)[D / 2], const RowFragm
     for (int i = 0; i < 4; ++i) sums[4 * m + i] = c[i];
   }
 }
-__device__ __forceinline__ void products_begin() {
-  if (warpgroup_products()) wgmma_fence();
-}
+__device__ __forceinline__ void products_begin() { wgmma_begin(); }
 __device__ __forceinline__ void products_end() {
-  if (warpgroup_products()) wgmma_finish();
+  wgmma_commit();
+  wgmma_wait<0>();
 }
 
 /// `parts` parts of an image from global to shared memory; the whole block; synchronised on return.
@@ -58,7 +59,7 @@ __device__ inline void copy_image(std::uint32_t to, const std::uint16_t* image, 
   for (int i = thread; i < parts * image_part_bytes(D) / 16; i += threads) copy_async_16(to + static_cast<unsigned>(16 * i), from + 16 * i);
   copy_async_commit();
   copy_async_wait<0>();
-  fence_for_products();
+  fence_bulk_copies();
   __syncthreads();
 }
 /// Where in a block's dynamic shared memory (of image_shared_bytes) an image goes: wgmma wants 1024-byte alignment.

@@ -196,61 +196,6 @@ inline void launch_dependents() {
   emulated::waited() = false;
 }
 
-inline void launch_dependents_if_able() { launch_dependents(); }
-inline void wait_for_previous_kernels_if_able() { wait_for_previous_kernels(); }
-
-// ---- Products of a warpgroup: a warp at a time, at once. Builds without them are those of even seeds. ----
-
-inline bool warpgroup_products() { return emulator::options().seed % 2 == 1; }
-inline void wgmma_fence() {}
-inline void wgmma_finish() {}
-inline void fence_for_products() {}
-
-namespace emulated {
-struct WarpgroupOperand {
-  float* d;
-  const std::uint32_t* a;
-  std::uint32_t b;
-  bool add;
-};
-template <int N>
-void wgmma_work(void* const* operands) {
-  float a[16][16], b[N][16];
-  const auto& first = *static_cast<const WarpgroupOperand*>(operands[0]);
-  for (int lane = 0; lane < 32; ++lane) {
-    const auto& o = *static_cast<const WarpgroupOperand*>(operands[lane]);
-    if (o.b != first.b || o.add != first.add) emulator::fail("lanes of a wgmma differ in its shared operands");
-    for (int i = 0; i < 4; ++i) {
-      for (int e = 0; e < 2; ++e)
-        a[lane / 4 + i % 2 * 8][2 * (lane % 4) + e + i / 2 * 8] = half_value(static_cast<std::uint16_t>(o.a[i] >> 16 * e));
-    }
-  }
-  for (int n = 0; n < N; ++n) {
-    for (int k = 0; k < 16; ++k) {
-      const std::uint32_t at = first.b + static_cast<std::uint32_t>(128 * n + 2 * k);
-      b[n][k] = half_value(*reinterpret_cast<const std::uint16_t*>(emulator::shared_at(at ^ (at >> 3 & 0x70u), 2)));
-    }
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    const auto& o = *static_cast<const WarpgroupOperand*>(operands[lane]);
-    for (int i = 0; i < N / 2; ++i) {
-      const int row = lane / 4 + i / 2 % 2 * 8, n = i / 4 * 8 + 2 * (lane % 4) + i % 2;
-      float sum = o.add ? o.d[i] : 0.0f;
-      for (int k = 0; k < 16; ++k) sum += a[row][k] * b[n][k];
-      o.d[i] = sum;
-    }
-  }
-}
-}  // namespace emulated
-inline std::uint32_t wgmma_operand(std::uint32_t address) { return address >> 4; }
-template <int Half>
-void wgmma_m64k16(float (&d)[Half], const std::uint32_t (&a)[4], std::uint32_t b, bool add) {
-  b <<= 4;
-  if (b % 1024 >= 128 || b % 32 != 0) emulator::fail("a wgmma operand does not begin in the first row of a group");
-  emulated::WarpgroupOperand o{d, a, b, add};
-  emulator::meet("wgmma", ~0u, &o, emulated::wgmma_work<2 * Half>);
-}
-
 inline bool converts_to_e4m3() { return false; }
 inline std::uint16_t to_e4m3x2(float, float) { return 0; }
 

@@ -9,6 +9,9 @@
 
 namespace tq4::gpu {
 
+/// Builds without them are those of even seeds (kernels of sm_90a alone do not ask).
+inline bool warpgroup_products() { return emulator::options().seed % 2 == 1; }
+
 inline std::uint64_t wgmma_rows(std::uint32_t address) {
   return static_cast<std::uint64_t>((address & 0x3ffffu) >> 4) | std::uint64_t{1} << 16 | std::uint64_t{1024 >> 4} << 32 |
          std::uint64_t{1} << 62;
@@ -54,6 +57,12 @@ inline std::uint32_t stride_offset(std::uint64_t d) { return static_cast<std::ui
 template <class T, class Load>
 void wgmma_product(Wgmma* const* lanes, int warp, int depth, const Load& load) {
   const Wgmma& o = *lanes[0];
+  for (int lane = 1; lane < 32; ++lane) {
+    if (lanes[lane]->b != o.b || lanes[lane]->rows != o.rows || lanes[lane]->add != o.add) {
+      emulator::fail("lanes of a wgmma differ in its shared operands");
+    }
+  }
+  if ((o.b & 0x38) != 0 || (o.rows & 0x38) != 0) emulator::fail("a wgmma operand does not begin in the first row of a group");
   static thread_local T a[16][32], b[32][256], c[16][256];
   const int element = static_cast<int>(32 / depth);  // bytes
   for (int m = 0; m < 16; ++m) {
@@ -149,6 +158,10 @@ inline void wgmma_rows_rows(float (&d)[64], std::uint64_t a, std::uint64_t b, bo
 }
 inline void wgmma_rows_rows(int (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
   emulated::wgmma_issue({d, nullptr, a, b, 128, add, true, false});
+}
+template <int N>
+void wgmma_registers_rows(float (&d)[N], const std::uint32_t (&a)[4], std::uint64_t b, bool add) {
+  emulated::wgmma_issue({d, a, 0, b, 2 * N, add, false, false});
 }
 template <int N>
 void wgmma_registers_columns(float (&d)[N], const std::uint32_t (&a)[4], std::uint64_t b) {
