@@ -106,7 +106,8 @@ struct InverseSide {
 
 /// A row of the caller's. `Rows` has side(), out(), dtype, zero (= 0, see plain_fragments), count() (rows of the block's share of the grid),
 /// image_head(), row(i), fetch(raw, row, t) and spread(w, raw): the lane's groups of codes as fetch_groups and spread_groups give them.
-/// Rows of its own order have chunk(out, c) as well: where coordinates 8 c .. 8 c + 7 of the row at `out` go.
+/// Rows of its own order have chunk(out, c) as well: where coordinates 8 c .. 8 c + 7 of the row at `out` go. begin(), where it is: by every thread,
+/// first of all.
 struct InverseRow {
   const std::uint8_t* codes;  ///< the row's, or the tile's it is in
   int token;                  ///< in the tile
@@ -125,6 +126,9 @@ __global__ void __launch_bounds__(kInverseThreads, 1) inverse_tiles(const __grid
   copy_image<D>(image,
                 tables.inverse_image + (tables.per_head ? static_cast<std::int64_t>(a.image_head()) * tables.image_parts * D * D : 0),
                 side.parts, thread, kInverseThreads);
+  wait_for_previous_kernels();
+  launch_dependents();
+  if constexpr (requires { a.begin(); }) a.begin();
   const float table = __ldg(tables.cells + 64 + lane);
   const unsigned rows = a.count(), step = gridDim.x * (kInverseThreads / 128) * kInverseRows;
   unsigned first = (blockIdx.x * (kInverseThreads / 128) + static_cast<unsigned>(thread) / 128) * kInverseRows;
@@ -214,7 +218,7 @@ void launch_inverse(const char* what, const Rows& a, std::int64_t rows, unsigned
   const std::size_t shared = image_shared_bytes(dim, parts);
   const auto launch = [&](auto* kernel) {
     allow_shared(kernel, shared, device.shared_bytes_per_block, what);
-    launch_kernel(what, {grid, kInverseThreads, shared, stream}, kernel, a);
+    launch_kernel_early(what, {grid, kInverseThreads, shared, stream}, kernel, a);
   };
   const bool fine = static_cast<DType>(a.dtype) == DType::F32;
   if (dim == 64) {

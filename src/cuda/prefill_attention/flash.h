@@ -22,6 +22,7 @@ struct FlashArgs {
   int causal, window;
   float sm_scale, soft_cap;
   const float *alibi_slopes, *sink_logits;
+  std::uint32_t* next_work;  ///< counter of the Hopper kernel, which what fills K and V sets to 0; null for the other
 };
 void launch_flash(const FlashArgs& args, const DeviceInfo& device, cudaStream_t stream);
 
@@ -34,10 +35,11 @@ struct AppendArgs {
   std::int64_t capacity;
   const std::int32_t *cu_q, *prefix_lens;
   int num_seqs, max_q_len, num_kv_heads, head_dim;
+  std::uint32_t* next_work;  ///< as in FlashArgs
 };
 void launch_append(const AppendArgs& args, cudaStream_t stream);
 /// Planes [total_k, heads] of K and V to [num_seqs, heads, capacity, D] fp16 in original space; with `tiled`, where it can, to tiles (hopper.h):
-/// became_tiles says of which side. flash: cu_k, num_seqs, capacity.
+/// became_tiles says of which side. flash: cu_k, num_seqs, capacity, next_work.
 void launch_unpack_planes(const DeviceCodec& codec, const EncodedIn (&in)[2], bool high_nibble_first, const FlashArgs& flash,
                           std::int64_t max_tokens, std::uint16_t* const (&out)[2], bool tiled, bool (&became_tiles)[2],
                           cudaStream_t stream);

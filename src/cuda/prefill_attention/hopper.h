@@ -21,6 +21,7 @@ struct TiledKeys {
 struct HopperFlashArgs {
   FlashArgs flash;  ///< k and v are not read
   TiledKeys tiles;
+  int section;  ///< heads under way at a time: hopper_work.cuh; launch_hopper_flash() sets it
 };
 /// Null where the kernel serves this call, otherwise what it lacks.
 const char* hopper_flash_lacks(const FlashArgs& args, const DeviceInfo& device);

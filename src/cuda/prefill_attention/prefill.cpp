@@ -62,6 +62,9 @@ bool takes_hopper(const DeviceCodec& codec, const PrefillParams& p) {
   return lacks == nullptr;
 }
 
+/// Of the Hopper kernel, behind everything else.
+constexpr std::size_t kCounterBytes = 256;
+
 /// K and V, then what int8 logits need: 4 parts after one another.
 struct Int8Parts {
   std::size_t keys, key_scales, queries, query_scales;
@@ -106,7 +109,7 @@ void check_params(const DeviceCodec& codec, const PrefillParams& p) {
 }  // namespace
 
 std::size_t prefill_workspace_bytes(const DeviceCodec& codec, const PrefillParams& params) {
-  const std::size_t sides = 2 * side_bytes(codec, params);
+  const std::size_t sides = 2 * side_bytes(codec, params) + kCounterBytes;
   if (!params.qk_int8) return sides;
   const Int8Parts parts = int8_parts(codec, params);
   return sides + parts.keys + parts.key_scales + parts.queries + parts.query_scales;
@@ -128,6 +131,10 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
   auto* k = static_cast<std::uint16_t*>(p.workspace);
   auto* v = reinterpret_cast<std::uint16_t*>(static_cast<std::uint8_t*>(p.workspace) + side_bytes(codec, p));
   FlashArgs f = flash_args(codec, p);
+  if (hopper) {
+    f.next_work =
+        reinterpret_cast<std::uint32_t*>(static_cast<std::uint8_t*>(p.workspace) + prefill_workspace_bytes(codec, p) - kCounterBytes);
+  }
   bool tiled[2] = {};
   const bool planes = p.k_planes.codes != nullptr;
   const bool prefix = !planes && p.cache.data != nullptr && p.prefix_lens != nullptr;
@@ -166,6 +173,7 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
     a.max_q_len = p.max_q_len;
     a.num_kv_heads = codec.num_kv_heads();
     a.head_dim = codec.head_dim();
+    a.next_work = f.next_work;
     launch_append(a, cuda_stream);
   }
   if (hopper) {

@@ -15,10 +15,17 @@ struct PlanesArgs {
   int heads, row_bytes, nibbles_high;
   std::uint16_t* out;
   std::int64_t capacity;
+  std::uint32_t* next_work;
 };
+
+/// By one thread of the launch.
+__device__ __forceinline__ void begin_work(std::uint32_t* next_work) {
+  if (next_work && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0 && threadIdx.x == 0) *next_work = 0;
+}
 
 __global__ void __launch_bounds__(kDequantThreads) planes_kernel(const __grid_constant__ PlanesArgs a) {
   TQ4_DYNAMIC_SHARED(float, memory);
+  begin_work(a.next_work);
   const int dim = a.codec.dim, head = blockIdx.y, sequence = blockIdx.z;
   const int begin = a.cu_k[sequence], length = static_cast<int>(min(static_cast<std::int64_t>(a.cu_k[sequence + 1] - begin), a.capacity));
   const int token0 = blockIdx.x * kDequantRows;
@@ -52,7 +59,9 @@ struct PlaneTokens {
   int first_side, heads, dtype, tiled;
   const std::int32_t* cu_k;
   std::int64_t capacity;
+  std::uint32_t* next_work;
   unsigned zero = 0;
+  __device__ __forceinline__ void begin() const { begin_work(next_work); }
   __device__ __forceinline__ int which() const { return first_side + static_cast<int>(blockIdx.z); }
   __device__ __forceinline__ const InverseSide& side() const { return sides[which()]; }
   __device__ __forceinline__ void* out() const { return to[which()]; }
@@ -87,6 +96,7 @@ struct PlaneTokens {
 };
 
 __global__ void append_kernel(const __grid_constant__ AppendArgs a) {
+  begin_work(a.next_work);
   const int sequence = blockIdx.z, head = blockIdx.y;
   const int begin = a.cu_q[sequence], length = a.cu_q[sequence + 1] - begin, prefix = a.prefix_lens ? a.prefix_lens[sequence] : 0;
   const int elements = length * a.head_dim, step = static_cast<int>(gridDim.x * blockDim.x);
@@ -125,6 +135,7 @@ void launch_unpack_planes(const DeviceCodec& codec, const EncodedIn (&in)[2], bo
   rows.tiled = tiled;
   rows.cu_k = flash.cu_k;
   rows.capacity = flash.capacity;
+  rows.next_work = flash.next_work;
   bool served[2];
   for (int s = 0; s < 2; ++s) {
     const RowCodec row = row_codec(codec, static_cast<Side>(s));
@@ -132,7 +143,8 @@ void launch_unpack_planes(const DeviceCodec& codec, const EncodedIn (&in)[2], bo
     rows.in[s] = in[s];
     rows.row_bytes[s] = high_nibble_first ? row.dim / 2 : row.code_bytes;
     rows.to[s] = out[s];
-    served[s] = inverse_serves(row, out[s]) && reinterpret_cast<std::uintptr_t>(in[s].codes) % 16 == 0;
+    served[s] = inverse_serves(row, out[s]) && reinterpret_cast<std::uintptr_t>(in[s].codes) % 16 == 0 &&
+                static_cast<std::int64_t>(flash.num_seqs) * rows.heads <= 65535;
     became_tiles[s] = tiled && served[s];
   }
   const auto heads = static_cast<unsigned>(rows.heads), sequences = static_cast<unsigned>(flash.num_seqs);
@@ -143,7 +155,8 @@ void launch_unpack_planes(const DeviceCodec& codec, const EncodedIn (&in)[2], bo
   }
   for (int s = 0; s < 2; ++s) {
     if (served[s]) continue;
-    const PlanesArgs a{rows.sides[s].codec, in[s], flash.cu_k, rows.heads, rows.row_bytes[s], high_nibble_first, out[s], flash.capacity};
+    const PlanesArgs a{rows.sides[s].codec, in[s],  flash.cu_k,     rows.heads,     rows.row_bytes[s],
+                       high_nibble_first,   out[s], flash.capacity, flash.next_work};
     const std::size_t shared = dequant_shared(a.codec, table_bytes(a.codec));
     allow_shared(planes_kernel, shared, codec.device().shared_bytes_per_block, "prefill");
     const dim3 grid(static_cast<unsigned>((max_tokens + kDequantRows - 1) / kDequantRows), heads, sequences);
