@@ -13,6 +13,7 @@ struct LaunchShape {
   unsigned threads;
   std::size_t shared_bytes;  ///< dynamic shared memory of a block
   cudaStream_t stream;
+  bool waits_for_lower_blocks = false;  ///< documents it, and the emulator takes blocks in that order; GPUs begin them so anyway
 };
 
 /// Launches and reports errors as `what`.

@@ -38,6 +38,13 @@ __device__ __forceinline__ std::uint32_t transpose8x8(std::uint32_t x) {
   return y;
 }
 
+/// threadIdx.x, read anew at every call.
+__device__ __forceinline__ int thread_number() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // ---- Arithmetic ----
 
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -156,12 +163,38 @@ __device__ __forceinline__ void fence_bulk_copies() {
 
 // ---- Between thread blocks and launches ----
 
-/// Adds 1 and returns what was there: releases this thread's writes to global memory, acquires those of the blocks counted before.
-__device__ __forceinline__ std::uint32_t count_acq_rel(std::uint32_t* counter) {
-  std::uint32_t before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-  return before;
+/// N words (1, 2, 4 or 8, aligned to their size up to 16 bytes) that blocks of one launch pass to each other: written and read where all see them, each word
+/// by itself, in no order with others.
+template <int N>
+__device__ __forceinline__ void store_relaxed(std::uint32_t* at, const std::uint32_t (&v)[N]) {
+  if constexpr (N == 1) {
+    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(at), "r"(v[0]) : "memory");
+  } else if constexpr (N == 2) {
+    asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1,%2};" ::"l"(at), "r"(v[0]), "r"(v[1]) : "memory");
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 4)
+      asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(at + i), "r"(v[i]), "r"(v[i + 1]), "r"(v[i + 2]), "r"(v[i + 3])
+                   : "memory");
+  }
 }
+template <int N>
+__device__ __forceinline__ void load_relaxed(const std::uint32_t* at, std::uint32_t (&v)[N]) {
+  if constexpr (N == 1) {
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v[0]) : "l"(at) : "memory");
+  } else if constexpr (N == 2) {
+    asm volatile("ld.relaxed.gpu.global.v2.b32 {%0,%1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "l"(at) : "memory");
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 4)
+      asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(v[i]), "=r"(v[i + 1]), "=r"(v[i + 2]), "=r"(v[i + 3])
+                   : "l"(at + i)
+                   : "memory");
+  }
+}
+/// What a loop does that reads such words until they are there (only the emulator has something to do).
+__device__ __forceinline__ void not_there_yet() {}
 /// Programmatic dependent launch: the next kernel of the stream may begin; the kernels before have ended and their writes are seen. On GPUs older than
 /// sm_90 they do nothing, and launches do not overlap.
 __device__ __forceinline__ void launch_dependents() {

@@ -43,7 +43,9 @@ struct Index {
 };
 
 /// kernel() on every thread of `blocks` thread blocks of `threads` threads with `shared_bytes` of dynamic shared memory. Throws Error.
-void emulate(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel);
+/// ascending: blocks in the order of their index whatever the seed, for kernels whose blocks wait for lower ones.
+void emulate(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel,
+             bool ascending = false);
 
 // ---- For the headers that stand in for CUDA's: what a thread does ----
 

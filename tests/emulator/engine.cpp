@@ -84,7 +84,8 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  void launch(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
+  void launch(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel,
+              bool ascending) {
     if (current_) fail("a kernel launches another");
     name_ = name;
     if (threads == 0 || threads > kMaxThreads || blocks.x == 0 || blocks.y == 0 || blocks.z == 0 || blocks.y > 65535 || blocks.z > 65535)
@@ -99,7 +100,7 @@ class Engine {
     state_ = options().seed * 0x9e3779b97f4a7c15ull + 1;
     std::vector<std::uint64_t> order(static_cast<std::uint64_t>(blocks.x) * blocks.y * blocks.z);
     std::iota(order.begin(), order.end(), 0);
-    if (options().seed != 0) {
+    if (options().seed != 0 && !ascending) {
       for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[draw(static_cast<std::uint32_t>(i))]);
     }
     for (const std::uint64_t b : order) {
@@ -459,8 +460,9 @@ Options& options() {
   return o;
 }
 
-void emulate(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
-  engine().launch(name, blocks, threads, shared_bytes, kernel);
+void emulate(const char* name, Index blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel,
+             bool ascending) {
+  engine().launch(name, blocks, threads, shared_bytes, kernel, ascending);
 }
 
 const Index& thread_index() { return engine().current().index; }

@@ -11,9 +11,6 @@
 namespace tq4::gpu {
 namespace {
 
-constexpr std::size_t kAlign = 256;
-std::size_t align(std::size_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
-
 bool has_exact(const DecodeParams& p) { return p.exact.sinks > 0 || p.exact.window > 0; }
 
 /// 2, 3, 4 for a table, 8 for FP8 E4M3, 0 for what the kernel does not read.
@@ -62,10 +59,6 @@ const char* refusal(const DeviceCodec& codec, const DecodeParams& p) {
   return nullptr;
 }
 
-std::size_t counter_bytes(const DeviceCodec& codec, const DecodeParams& p) {
-  return align(static_cast<std::size_t>(p.num_seqs) * codec.num_kv_heads() * sizeof(std::uint32_t));
-}
-
 }  // namespace
 
 bool fused_supported(const DeviceCodec& codec, const DecodeParams& params, std::string* why) {
@@ -77,7 +70,7 @@ bool fused_supported(const DeviceCodec& codec, const DecodeParams& params, std::
 std::size_t fused_workspace_bytes(const DeviceCodec& codec, const DecodeParams& params) {
   const fused::Instance* instance = find(codec, params);
   if (!instance) return 0;
-  return counter_bytes(codec, params) + 2 * static_cast<std::size_t>(codec.device().sm_count) * instance->partial_floats * sizeof(float);
+  return static_cast<std::size_t>(codec.device().sm_count) * instance->part_words * sizeof(std::uint32_t);
 }
 
 void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream) {
@@ -129,8 +122,7 @@ void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
   f.recent_k = params.exact.window_k;
   f.recent_v = params.exact.window_v;
   f.fresh_tokens = params.fresh_tokens;
-  f.counters = static_cast<std::uint32_t*>(params.workspace);
-  f.partial = reinterpret_cast<float*>(static_cast<std::uint8_t*>(params.workspace) + counter_bytes(codec, params));
+  f.parts = static_cast<std::uint32_t*>(params.workspace);
   instance->launch(f, codec.device().sm_count, stream);
 }
 

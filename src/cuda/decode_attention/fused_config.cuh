@@ -21,14 +21,16 @@ struct Config {
   static constexpr int SlotBytes = CodeBytes + ScaleBytes;
   static constexpr int RoundRows = D <= 128 ? 32 : 16;  // query rows of all pairs of a round
   static constexpr int Pairs = RoundRows / S::Rows;     // pairs of a round
-  static constexpr int States = kWarps + Pairs;         // a warp's last state, and one for the warp in which a pair ends
+  static_assert(Pairs <= 8);
+  static constexpr int States = kWarps + Pairs;  // a warp's last state, and one for the warp in which a pair ends
   static constexpr std::uint32_t kBase = 1024;
   static constexpr std::uint32_t kEnd = 228 * 1024;
   static constexpr int RowStride =
       D * 4 + (S::Rows * D <= 1024 ? 16 : 0);  // bytes of a row of a state, padded against bank conflicts where there is room
   static constexpr int StateBytes = S::Rows * RowStride + S::Rows * 8;  // accumulators, then (max, sum) a row
-  static constexpr int HalfStride = (D + 8) * 2;                        // bytes of a row of rotated queries or finished outputs (fp16)
-  static constexpr int HighBytes = Pairs * StateBytes + RoundRows * HalfStride;
+  static constexpr int HalfStride = D * 2;  // bytes of a row of queries or finished outputs (fp16), see half_at()
+  static constexpr int PairStateBytes = (Pairs * StateBytes + HalfStride - 1) / HalfStride * HalfStride;
+  static constexpr int HighBytes = PairStateBytes + RoundRows * HalfStride;
   static constexpr int SmallBytes = 1024 + 512 + kWarps * 64;  // mbarriers, what the warps tell each other, where their walks rest
   // Rings: those of the first WarpsLow warps lie below the tables, the others above.
   static constexpr int Low = kTableAddress - kBase - SmallBytes;
@@ -45,12 +47,21 @@ struct Config {
   static constexpr std::uint32_t kBarriers = kTableAddress - SmallBytes;  // kWarps * Stages mbarriers
   static constexpr std::uint32_t kStateSlot = kBarriers + 1024;  // States words: slot of the state's pair in the round, -1 = no state
   static constexpr std::uint32_t kPairTable =
-      kStateSlot + 4 * 24;  // Pairs x (sequence, head, output wanted, seq_len, begin, units), 32 bytes each
+      kStateSlot + 4 * 24;  // Pairs x (sequence, head, whether it ends in this block, seq_len, begin, units), 32 bytes each
+  static constexpr std::uint32_t kRound = kPairTable + 8 * 32;     // a RoundRecord
   static constexpr std::uint32_t kWalks = kBarriers + 1024 + 512;  // two a warp
   static constexpr std::uint32_t kPairStates = kEnd - HighBytes;
-  static constexpr std::uint32_t kRotated = kPairStates + Pairs * StateBytes;
-  static constexpr int PartialFloats = S::Rows * D + 2 * S::Rows;
-  __device__ static std::uint32_t ring(int warp) {
+  static constexpr std::uint32_t kQueries = kPairStates;  // as they came, before there are states
+  static_assert(RoundRows * HalfStride <= PairStateBytes);
+  static constexpr std::uint32_t kRotated = kPairStates + PairStateBytes;
+  static constexpr int PartWords = S::Rows * D + 2 * S::Rows;
+  static_assert(kPairStates % HalfStride == 0 && kRotated % HalfStride == 0);
+  /// Where dim `dim` of row `row` of the fp16 rows at `base` lies: odd rows have their halves of 128 bytes swapped, so that 4 lanes in each of two rows hit all
+  /// banks.
+  __device__ static constexpr std::uint32_t half_at(std::uint32_t base, int row, int dim) {
+    return base + row * HalfStride + (dim * 2 ^ (row & 1) << 6);
+  }
+  __device__ static constexpr std::uint32_t ring(int warp) {
     return warp < WarpsLow ? kBase + warp * RingBytes : 2 * kTableAddress + (warp - WarpsLow) * RingBytes;
   }
   /// State i: a warp's own lies in its ring (empty by then), those of ended pairs beside it.

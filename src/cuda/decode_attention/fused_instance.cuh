@@ -11,7 +11,7 @@ void launch(const Params& params, int blocks, Stream stream) {
   constexpr int kShared = C::kEnd - C::kBase;
   static const cudaError_t ready = cudaFuncSetAttribute(fused_decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   check(ready, "fused decode");
-  launch_kernel_early("fused decode", {dim3(static_cast<unsigned>(blocks)), kWarps * 32, kShared, static_cast<cudaStream_t>(stream)},
+  launch_kernel_early("fused decode", {dim3(static_cast<unsigned>(blocks)), kWarps * 32, kShared, static_cast<cudaStream_t>(stream), true},
                       fused_decode_kernel<C>, params);
 }
 
@@ -27,7 +27,7 @@ struct KeyFor<D, 8> {
 template <int D, int KBits, int VBits, int Rows, bool Exact = false>
 constexpr Instance instance() {
   using C = Config<Shape<D, Rows == 16 ? 2 : 1, Rows == 4>, typename KeyFor<D, KBits>::type, TableValue<D, VBits>, Exact>;
-  return {{D, KBits, VBits, Rows, Exact}, C::PartialFloats, launch<C>};
+  return {{D, KBits, VBits, Rows, Exact}, C::PartWords, launch<C>};
 }
 
 }  // namespace tq4::gpu::fused

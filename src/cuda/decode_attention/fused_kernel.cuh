@@ -34,7 +34,7 @@ struct Kernel : Merges<C> {
 #pragma unroll
       for (int i = 0; i < S::Steps; i += 2) {  // 4 pairs of a chunk lie together
         std::uint32_t v[4];
-        lds128(C::kRotated + row * C::HalfStride + (KeyOrder<D>::dim(0, 2 * i) + t * KeyOrder<D>::kChunk) * 2, v);
+        lds128(C::half_at(C::kRotated, row, KeyOrder<D>::dim(0, 2 * i) + t * KeyOrder<D>::kChunk), v);
 #pragma unroll
         for (int e = 0; e < 4; ++e) q.b[n][i + e / 2][e % 2] = live ? v[e] : 0;
       }
@@ -114,95 +114,115 @@ struct Kernel : Merges<C> {
                sink ? i * kTile : tokens.recent + (i - tokens.sink_tiles()) * kTile, select0, select1);
   }
 
-  /// Every entry 32 times, K's and V's beside each other (fused_dequant.cuh). entry: K's of code warp * 16 + lane in the lower lanes, V's in the upper.
-  __device__ __forceinline__ void fill_tables(std::uint32_t entry) const {
-    if (lane < 16 && Key::kTable) {
-      const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&entry));
-      entry = pack_half2(v.x * p.k_table_scale, v.y * p.k_table_scale);
-    }
+  static constexpr int TableParts =
+      16 / kWarps;  // a warp fills so many parts of 16 codes, K's entries in its lower lanes, V's in the upper
+  /// This lane's entries of the tables.
+  __device__ __forceinline__ void table_entries(std::uint32_t (&entry)[TableParts]) const {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {  // two codes a store: lanes 0-7 and 16-23 repeat K's entries, the others V's
-      const float v = __uint_as_float(__shfl_sync(~0u, entry, (lane & 8) * 2 + 2 * i + lane / 16));
-      sts128(kTableAddress + (warp * 16 + 2 * i) * 256 + lane * 16, v, v, v, v);
+    for (int i = 0; i < TableParts; ++i) {
+      const int code = (warp * TableParts + i) * 16 + lane % 16;
+      entry[i] = (lane < 16 ? code < Key::kEntries : code < Value::kEntries) ? __ldg((lane < 16 ? p.k_pairs : p.v_pairs) + code) : 0;
+    }
+  }
+  /// Every entry 32 times, K's and V's beside each other (fused_dequant.cuh).
+  __device__ __forceinline__ void fill_tables(std::uint32_t (&entries)[TableParts]) const {
+#pragma unroll
+    for (int part = 0; part < TableParts; ++part) {
+      std::uint32_t entry = entries[part];
+      if (lane < 16 && Key::kTable) {
+        const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&entry));
+        entry = pack_half2(v.x * p.k_table_scale, v.y * p.k_table_scale);
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {  // two codes a store: lanes 0-7 and 16-23 repeat K's entries, the others V's
+        const float v = __uint_as_float(__shfl_sync(~0u, entry, (lane & 8) * 2 + 2 * i + lane / 16));
+        sts128(kTableAddress + ((warp * TableParts + part) * 16 + 2 * i) * 256 + lane * 16, v, v, v, v);
+      }
     }
   }
 
+  /// The pairs of the round that begins at unit `begin`, with `pair`; all threads know how many there are, the table is written by one.
+  __device__ __forceinline__ Round open_round(const Plan& plan, int begin, Pair pair) const {
+    Round round{plan.length, plan.begin, plan.end, begin, 0, 0};
+#pragma unroll 1
+    for (;;) {
+      if (warp == 0 && lane == 0) {
+        const std::uint32_t at = C::kPairTable + round.pairs * 32;
+        sts128_words<0>(at, pair.seq, pair.head, pair.end() <= plan.end, pair.seq_len);
+        sts128_words<16>(at, pair.begin, pair.units, 0, 0);
+      }
+      ++round.pairs;
+      round.end = min(pair.end(), plan.end);
+      if (round.end == plan.end || round.pairs == C::Pairs) break;
+      pair.next(p);
+    }
+    if (warp == 0 && lane == 0) round.rest(C::kRound);
+    return round;
+  }
+
+  /// Goes on to the next stage of the ring: 1 when that is its first.
+  __device__ __forceinline__ static std::uint32_t next_stage(std::uint32_t& slot, std::uint32_t& bar, std::uint32_t& stage) {
+    slot += C::SlotBytes;
+    bar += 8;
+    if (++stage < C::Stages) return 0;
+    slot -= C::RingBytes, bar -= C::Stages * 8, stage = 0;
+    return 1;
+  }
+
   __device__ __forceinline__ void run() {
+    std::uint32_t entry[TableParts];
+    table_entries(entry);
+    // Programmatic dependent launch: this runs while the kernels before this one in the stream end, when the caller promises that the kernel just
+    // before writes none of it (fresh_tokens): all up to the queries, the first tiles' copies included.
+    const bool early = p.fresh_tokens >= 0;
+    if (!early) wait_for_previous_kernels();
+    const int own_length = lane < p.num_seqs ? __ldg(p.seq_lens + lane) : 0;
     const std::uint32_t bars = C::kBarriers + warp * C::Stages * 8;
     if (lane < C::Stages) mbarrier_init(bars + lane * 8);
     fence_mbarrier_init();
-
-    // The tables: lane i of a warp takes code warp * 16 + i % 16, K in the lower lanes, V in the upper.
-    const int code = warp * 16 + lane % 16;
-    std::uint32_t entry = 0;
-    if (lane < 16 ? code < Key::kEntries : code < Value::kEntries) entry = __ldg((lane < 16 ? p.k_pairs : p.v_pairs) + code);
-
-    lane_base = kTableAddress | lane * 4;
-    fill_tables(entry);
-    // Programmatic dependent launch: all this runs while the kernels before this one in the stream end. So does, when the caller promises that
-    // the kernel just before writes none of it (fresh_tokens), the plan and the asking for the first tiles.
-    bool waiting = p.fresh_tokens >= 0;
-    if (!waiting) wait_for_previous_kernels();
     Plan plan;
     Pair first;  // of the round
-    if (!make_plan(p, lane, plan, first)) return;
-    const std::uint64_t policy = stream_policy();
-    const std::uint32_t ring = C::ring(warp);
-    const std::uint32_t select0 = g % 2 == 0 ? 0x4410 : 0x1044, select1 = g % 2 == 0 ? 0x4432 : 0x3244;
-    std::uint32_t slot = ring, bar = bars, parity = 0;
+    if (!make_plan(p, lane, own_length, plan, first)) return;
+    fill_tables(entry);
+    std::uint32_t stage = 0, parity = 0;
+    Round round = open_round(plan, plan.begin, first);
 
-    for (int begin = plan.begin;;) {
-      // The round's pairs.
-      int pairs = 0, round_end;
-      Pair pair = first;
-      for (;;) {
-        if (warp == 0 && lane == 0) {
-          sts32(C::kPairTable + pairs * 32, pair.seq);
-          sts32(C::kPairTable + pairs * 32 + 4, pair.head);
-          sts32(C::kPairTable + pairs * 32 + 8, 1);
-          sts32(C::kPairTable + pairs * 32 + 12, pair.seq_len);
-          sts32(C::kPairTable + pairs * 32 + 16, pair.begin);
-          sts32(C::kPairTable + pairs * 32 + 20, pair.units);
-        }
-        ++pairs;
-        round_end = min(pair.end(), plan.end);
-        if (round_end == plan.end || pairs == C::Pairs) break;
-        pair.next(p);
-      }
-      Walk walk;
-      walk.enter(p, first, begin, round_end, warp);
-      Loader<C::CodeBytes, C::ScaleBytes> loader;
+    for (;;) {
+      this->identify();
+      lane_base = kTableAddress | lane * 4;
+      const std::uint64_t policy = stream_policy();
+      const std::uint32_t select0 = g % 2 == 0 ? 0x4410 : 0x1044, select1 = g % 2 == 0 ? 0x4432 : 0x3244;
       const std::uint32_t walk_at = C::kWalks + warp * 64;
+      std::uint32_t slot = C::ring(warp) + stage * C::SlotBytes, bar = C::kBarriers + (warp * C::Stages + stage) * 8;
+      typename Base::Share share;
+      if (p.query_matrix) this->load_share(share, p.query_matrix, p.query_head_stride, warp, first.head);
+      Walk walk;
+      walk.enter(p, first, round.begin, round.end, warp);
+      Loader<C::CodeBytes, C::ScaleBytes> loader;
       loader.start(p, walk, walk_at + 32, lane);
       walk.rest(walk_at, lane);
 
-      __syncthreads();  // the table of pairs
-
       // Queries come before tiles, or they wait behind them. Not so while the kernels before still run: then tiles fill the time.
-      std::uint32_t to = slot, to_bar = bar;
-      int asked = 0;
+      std::uint32_t to = slot, to_bar = bar, to_stage = stage;
+      int asked = 0, ask = round.first() && early && loader.alive ? min(loader.early(p), C::Stages) : 0;
 #pragma unroll 1
-      for (;;) {
-        if (!waiting) {
-          if (p.query_matrix) {
-            this->rotate_queries(pairs);
-          } else {
-            this->copy_queries(pairs);
-          }
-          if (begin != plan.begin) fence_bulk_copies();  // states were written where tiles go now
-        }
+      for (bool ready = false;; ready = true, ask = C::Stages) {
 #pragma unroll 1
-        for (; asked < C::Stages && loader.alive && !(waiting && loader.fresh(p)); ++asked) {
+        for (; asked < ask && loader.alive; ++asked) {
           loader.load(p, lane, to, to_bar, policy);
-          to += C::SlotBytes;
-          to_bar += 8;
-          if (to_bar == bars + C::Stages * 8) to = ring, to_bar = bars;
+          next_stage(to, to_bar, to_stage);
         }
-        if (!waiting) break;
-        wait_for_previous_kernels();
-        waiting = false;
+        if (ready) break;
+        if (round.first() && early) wait_for_previous_kernels();
+        __syncthreads();  // the table of pairs is there
+        this->copy_queries(round.pairs, p.query_matrix ? C::kQueries : C::kRotated);
+        if (p.query_matrix) {
+          __syncthreads();
+          this->rotate_queries(round.pairs, C::kQueries, share);
+        }
+        if (!round.first()) fence_bulk_copies();  // states were written where tiles go now
       }
-      if (begin == plan.begin) launch_dependents();
+      if (round.first()) launch_dependents();
       if (lane == 0) sts32(C::kStateSlot + warp * 4, ~0u);
       if (warp == 0 && lane < C::Pairs) sts32(C::kStateSlot + (kWarps + lane) * 4, ~0u);
       __syncthreads();
@@ -240,9 +260,7 @@ struct Kernel : Merges<C> {
           compressed_tile(st, q, slot, seq_len, tile * kTile, (unsigned)(tile - safe_first) >= (unsigned)safe_count, select0, select1, [&] {
             if (loader.alive) loader.load(p, lane, slot, bar, policy);
           });
-          slot += C::SlotBytes;
-          bar += 8;
-          if (bar == bars + C::Stages * 8) slot = ring, bar = bars, parity ^= 1;
+          parity ^= next_stage(slot, bar, stage);
         }
         walk.wake(walk_at);
         walk.pos = walk.segment_end();
@@ -251,14 +269,22 @@ struct Kernel : Merges<C> {
         walk.next_pair(p);
         walk.rest(walk_at, lane);
       }
+      this->identify();
+      if (p.inverse_matrix) this->load_share(share, p.inverse_matrix, p.inverse_head_stride, warp, this->pair_word(0, 1));
       if (busy) this->write_state(st, warp, last_slot);
       __syncthreads();
-      this->finish_round(plan, begin == plan.begin, round_end == plan.end, pairs);
-      if (round_end == plan.end) break;
-      begin = round_end;
-      first = this->pair_at(pairs - 1);
-      if (first.end() == begin) first.next(p);
+      const int pairs = (int)lds32(C::kRound + 20);
+      this->merge_round(pairs);
+      if (pairs == 1 && !this->pair_word(0, 2)) break;  // the block had a part of one pair, no more
       __syncthreads();
+      this->identify();
+      round.wake(C::kRound);
+      this->write_outputs(round.pairs, share);
+      if (round.last()) break;
+      first = this->pair_at(round.pairs - 1);
+      if (first.end() == round.end) first.next(p);
+      __syncthreads();
+      round = open_round({round.length, round.piece_begin, round.piece_end}, round.end, first);
     }
   }
 };
@@ -267,7 +293,7 @@ template <class C>
 __global__ void __launch_bounds__(kWarps * 32, 1) fused_decode_kernel(const __grid_constant__ Params p) {
   TQ4_DYNAMIC_SHARED(std::uint8_t, shared);
   if (threadIdx.x == 0 && shared_address(shared) > C::kBase) __trap();  // the fixed addresses need the usual 1 KiB of system use
-  Kernel<C>(p, threadIdx.x).run();
+  Kernel<C>(p).run();
 }
 
 }  // namespace tq4::gpu::fused

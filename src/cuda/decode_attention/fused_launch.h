@@ -18,7 +18,7 @@ struct InstanceKey {
 };
 struct Instance {
   InstanceKey key;
-  std::size_t partial_floats;  ///< of one part in the workspace; two a thread block
+  std::size_t part_words;  ///< of a part in the workspace; one a thread block
   void (*launch)(const Params& params, int blocks, Stream stream);
 };
 

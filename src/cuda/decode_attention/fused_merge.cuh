@@ -1,5 +1,5 @@
-// The end of a round of the fused kernel: the warps' states become the outputs of pairs that lie in the block, or parts in the workspace of
-// those that span blocks, which the block that brings the last part merges. All by log-sum-exp.
+// The end of a round of the fused kernel: the warps' states become the outputs of pairs that end in the block, merged with the parts that blocks
+// before it left in the workspace, or such a part. All by log-sum-exp.
 #pragma once
 
 #include "cuda/decode_attention/fused_rotate.cuh"
@@ -13,13 +13,11 @@ struct Merges : Rotations<C> {
   using Base::g;
   using Base::lane;
   using Base::p;
-  using Base::pair_at;
   using Base::pair_word;
   using Base::row_offset;
   using Base::rows;
   using Base::t;
   using Base::warp;
-  using Base::write_outputs;
   using typename Base::S;
   using Value = typename C::Value;
   using Base::Base;
@@ -93,149 +91,127 @@ struct Merges : Rotations<C> {
     }
     if (lane == 0) p.lse[at / D] = v;
   }
-  static constexpr int LaneDims = D / 32;  // dims of a row a lane merges
 
-  /// A finished row: normalised to shared memory, for the rotation.
-  __device__ __forceinline__ void finish_row(int slot, int r, float m, float l, const float (&o)[LaneDims]) const {
-    const float unit = l > 0.f ? 1.f / l : 0.f;
-#pragma unroll
-    for (int i = 0; i < LaneDims; ++i)
-      sts16(C::kRotated + (slot * S::Rows + r) * C::HalfStride + (lane * LaneDims + i) * 2, __half_as_ushort(__float2half_rn(o[i] * unit)));
-    if (p.lse && r < rows()) write_lse(pair_word(slot, 0), pair_word(slot, 1), r, m, l);
+  // Parts of pairs that span blocks. A pair's output is written by the block in which it ends; every block before it in the pair leaves its part in the
+  // workspace, one a block. A word of a part is kept as its complement and 0 means that it is not there yet (no sum is the NaN of all ones), so
+  // readers need no counter and no fence: they read until all they want is there, and leave zeros for the next launch. A block waits only for blocks
+  // of lower index, which begin before it.
+
+  __device__ __forceinline__ std::uint32_t* part_row(int block, int row) const {
+    return p.parts + (std::int64_t)block * C::PartWords + row * D + lane * LaneDims;
   }
-  __device__ __forceinline__ float* partial_row(int index, int r) const {
-    return p.partial + (std::int64_t)index * C::PartialFloats + r * D + lane * LaneDims;
-  }
-  __device__ __forceinline__ float2* partial_sums(int index, int r) const {
-    return reinterpret_cast<float2*>(p.partial + (std::int64_t)index * C::PartialFloats + S::Rows * D) + r;
+  __device__ __forceinline__ std::uint32_t* part_sums(int block, int row) const {
+    return p.parts + (std::int64_t)block * C::PartWords + S::Rows * D + 2 * row;
   }
 
-  /// Merges the states of the block, a warp a row: finished rows to shared memory, rows of pairs that span blocks to the workspace.
-  __device__ __forceinline__ void merge_states(int pairs, int partial_first, int partial_last) const {
+  static constexpr int LaneDims = D / 32;  // a warp merges a row, a lane so many dims of it
+  struct Row {                             // maximum (log2) and sum of the weights so far, and the weighted sum of values
+    float m, l, o[LaneDims];
+  };
+  /// Adds the parts of blocks [first, end).
+  __device__ __forceinline__ void add_parts(int first, int end, int row, Row& sum) const {
+    constexpr int N = 8;  // parts at a time
 #pragma unroll 1
-    for (int row = warp; row < pairs * S::Rows; row += kWarps) {
-      const int slot = row / S::Rows, r = row % S::Rows;
-      const bool mine = lane < C::States && (int)lds32(C::kStateSlot + min(lane, C::States - 1) * 4) == slot;
-      float m = kMaskedMax, l = 0.f;
-      if (mine) {
-        const std::uint32_t at = C::state(lane) + S::Rows * C::RowStride + r * 8;
-        m = lds_f32(at);
-        l = lds_f32(at + 4);
+    for (int b = first; b < end; b += N) {
+      std::uint32_t v[N][LaneDims], ml[2];
+      for (;;) {
+        load_relaxed<2>(part_sums(min(b + lane % N, end - 1), row), ml);
+        bool there = ml[0] != 0 && ml[1] != 0;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          load_relaxed<LaneDims>(part_row(min(b + i, end - 1), row), v[i]);
+#pragma unroll
+          for (int d = 0; d < LaneDims; ++d) there &= v[i][d] != 0;
+        }
+        if (__all_sync(~0u, there)) break;
+        not_there_yet();
       }
+      const float m = __uint_as_float(~ml[0]);
       float top = m;
 #pragma unroll
-      for (int o = 16; o; o >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-      const float weight = mine ? exp2_fast(m - top) : 0.f;
-      float sum = l * weight;
+      for (int o = 1; o < N; o <<= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
+      top = fmaxf(top, sum.m);
+      const float old = exp2_fast(sum.m - top), weight = b + lane % N < end ? exp2_fast(m - top) : 0.f;
+      float l = weight * __uint_as_float(~ml[1]);
 #pragma unroll
-      for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
-      float out[LaneDims] = {};
-      unsigned states = __ballot_sync(~0u, mine);
-      while (states) {
-        const int i = __ffs(states) - 1;
-        states &= states - 1;
+      for (int o = 1; o < N; o <<= 1) l += __shfl_xor_sync(~0u, l, o);
+      sum.m = top;
+      sum.l = sum.l * old + l;
+#pragma unroll
+      for (int d = 0; d < LaneDims; ++d) sum.o[d] *= old;
+      constexpr std::uint32_t kNone[LaneDims] = {};
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
         const float w = __shfl_sync(~0u, weight, i);
-        float v[LaneDims];
-        load_floats(C::state(i) + r * C::RowStride + lane * LaneDims * 4, v);
+        if (b + i < end) {
 #pragma unroll
-        for (int k = 0; k < LaneDims; ++k) out[k] += w * v[k];
-      }
-      if (slot != partial_first && slot != partial_last) {
-        finish_row(slot, r, top, sum, out);
-        continue;
-      }
-      const int index = 2 * blockIdx.x + (slot == partial_first ? 0 : 1);  // a block has at most two partial pairs: its first and its last
-#pragma unroll
-      for (int k = 0; k < LaneDims; ++k) __stcg(partial_row(index, r) + k, out[k]);
-      if (lane == 0) __stcg(partial_sums(index, r), make_float2(top, sum));
-    }
-  }
-  /// Merges a pair's parts from the workspace: of blocks first_block .. first_block + parts - 1.
-  __device__ __forceinline__ void merge_parts(int slot, int first_block, int parts, bool first_is_opening) const {
-    const auto index = [&](int k) { return 2 * (first_block + k) + (k == 0 && !first_is_opening ? 1 : 0); };
-#pragma unroll 1
-    for (int r = warp; r < min(rows(), S::Rows); r += kWarps) {
-      float top = kMaskedMax, sum = 0.f, out[LaneDims] = {};
-#pragma unroll 1
-      for (int k0 = 0; k0 < parts; k0 += 32) {
-        const int count = min(parts - k0, 32);
-        float2 ml = make_float2(kMaskedMax, 0.f);
-        if (lane < count) ml = __ldcg(partial_sums(index(k0 + lane), r));
-        float next = fmaxf(top, ml.x);
-#pragma unroll
-        for (int o = 16; o; o >>= 1) next = fmaxf(next, __shfl_xor_sync(~0u, next, o));
-        const float old = exp2_fast(top - next);
-        top = next;
-        const float weight = lane < count ? exp2_fast(ml.x - next) : 0.f;
-        float s = ml.y * weight;
-#pragma unroll
-        for (int o = 16; o; o >>= 1) s += __shfl_xor_sync(~0u, s, o);
-        sum = sum * old + s;
-#pragma unroll
-        for (int i = 0; i < LaneDims; ++i) out[i] *= old;
-#pragma unroll 1
-        for (int k1 = 0; k1 < count; k1 += 8) {
-          float v[8][LaneDims];
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {  // past the last part: that part again, with weight 0
-            const float* row = partial_row(index(k0 + min(k1 + i, count - 1)), r);
-            if constexpr (LaneDims % 4 == 0) {
-#pragma unroll
-              for (int d = 0; d < LaneDims; d += 4) {
-                const float4 four = __ldcg(reinterpret_cast<const float4*>(row + d));
-                v[i][d] = four.x, v[i][d + 1] = four.y, v[i][d + 2] = four.z, v[i][d + 3] = four.w;
-              }
-            } else {
-#pragma unroll
-              for (int d = 0; d < LaneDims; ++d) v[i][d] = __ldcg(row + d);
-            }
-          }
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            const float w = __shfl_sync(~0u, weight, min(k1 + i, 31));
-#pragma unroll
-            for (int d = 0; d < LaneDims; ++d) out[d] += (k1 + i < count ? w : 0.f) * v[i][d];
-          }
+          for (int d = 0; d < LaneDims; ++d) sum.o[d] += w * __uint_as_float(~v[i][d]);
+          store_relaxed<LaneDims>(part_row(b + i, row), kNone);
         }
       }
-      finish_row(slot, r, top, sum, out);
+      if (b + lane < min(end, b + N)) store_relaxed<2>(part_sums(b + lane, row), {0, 0});
     }
+  }
+  /// The states that the warps have of a row of the pair in `slot`, merged: lane i < 16 weighs that of warp i, lane 16 that of the warp in which the pair ends.
+  __device__ __forceinline__ Row add_states(int slot, int row) const {
+    const int index = lane < kWarps ? lane : kWarps + slot;
+    const bool mine = lane <= kWarps && (int)lds32(C::kStateSlot + index * 4) == slot;
+    float m = kMaskedMax, l = 0.f;
+    if (mine) {
+      const std::uint32_t at = C::state(index) + S::Rows * C::RowStride + row * 8;
+      m = lds_f32(at);
+      l = lds_f32(at + 4);
+    }
+    Row sum{m, 0.f, {}};
+#pragma unroll
+    for (int o = 16; o; o >>= 1) sum.m = fmaxf(sum.m, __shfl_xor_sync(~0u, sum.m, o));
+    const float weight = mine ? exp2_fast(m - sum.m) : 0.f;
+    const std::uint32_t at = C::state(mine ? index : 0) + row * C::RowStride;
+    const unsigned states = __ballot_sync(~0u, mine);
+#pragma unroll 1
+    for (int i0 = __ffs(states) - 1; states >> i0; i0 += 6) {  // lanes of a pair follow each other
+      float v[6][LaneDims];
+#pragma unroll
+      for (int i = 0; i < 6; ++i) load_floats(__shfl_sync(~0u, at, i0 + i) + lane * LaneDims * 4, v[i]);
+#pragma unroll
+      for (int i = 0; i < 6; ++i) {
+        const float w = __shfl_sync(~0u, weight, i0 + i);
+#pragma unroll
+        for (int d = 0; d < LaneDims; ++d) sum.o[d] += w * (w != 0.f ? v[i][d] : 0.f);  // beyond the states lies anything
+      }
+    }
+    sum.l = l * weight;
+#pragma unroll
+    for (int o = 16; o; o >>= 1) sum.l += __shfl_xor_sync(~0u, sum.l, o);
+    return sum;
   }
 
-  /// One more part of the pair is in the workspace: whether it was the last one.
-  __device__ __forceinline__ bool count_part(const Plan& plan, const Pair& pair) const {
-    const int parts = divide(pair.end() - 1, plan.length) - divide(pair.begin, plan.length) + 1;
-    std::uint32_t* counter = p.counters + pair.seq * p.num_kv_heads + pair.head;
-    const std::uint32_t before = count_acq_rel(counter);  // releases this block's part (ordered by the barrier) and acquires the others'
-    if (before + 1 != (std::uint32_t)parts) return false;
-    *counter = 0;
-    return true;
-  }
-  /// The states of a round become outputs of its pairs, or parts of the two that span blocks: the first of the piece and its last.
-  __device__ __forceinline__ void finish_round(const Plan& plan, bool first_round, bool last_round, int pairs) {
-    const Pair first = pair_at(0), last = pair_at(pairs - 1);
-    const bool opens = first_round && (first.begin < plan.begin || first.end() > plan.end);
-    const bool closes = last_round && last.end() > plan.end && !(first_round && pairs == 1);
-    merge_states(pairs, opens ? 0 : -1, closes ? pairs - 1 : -1);
-    __syncthreads();
-    if (opens || closes) {
-      if (warp == 0) {  // both counters at once, a lane each
-        const bool mine = lane == 0 ? opens : lane == 1 && closes;
-        if (mine) sts32(C::kPairTable + (lane == 0 ? 0 : pairs - 1) * 32 + 8, count_part(plan, lane == 0 ? first : last));
+  /// The states of a round become finished rows in shared memory (normalised, for the rotation), or this block's part of a pair that goes on in the next
+  /// block: that one first, others wait for it.
+  __device__ __forceinline__ void merge_round(int pairs) const {
+#pragma unroll 1
+    for (int i = warp; i < pairs * S::Rows; i += kWarps) {
+      const int slot = pairs - 1 - (int)((unsigned)i / S::Rows), row = (unsigned)i % S::Rows;
+      if (row >= rows()) continue;
+      Row sum = add_states(slot, row);
+      if (!pair_word(slot, 2)) {
+        std::uint32_t v[LaneDims];
+#pragma unroll
+        for (int d = 0; d < LaneDims; ++d) v[d] = ~__float_as_uint(sum.o[d]);
+        store_relaxed<LaneDims>(part_row(blockIdx.x, row), v);
+        if (lane == 0) store_relaxed<2>(part_sums(blockIdx.x, row), {~__float_as_uint(sum.m), ~__float_as_uint(sum.l)});
+        continue;
       }
-      __syncthreads();
-      bool merged = false;
-      for (int i = 0; i < 2; ++i) {
-        const int slot = i == 0 ? 0 : pairs - 1;
-        if (!(i == 0 ? opens : closes) || !pair_word(slot, 2)) continue;
-        const Pair& pair = i == 0 ? first : last;
-        const int first_block = divide(pair.begin, plan.length);
-        merge_parts(slot, first_block, divide(pair.end() - 1, plan.length) - first_block + 1, pair.begin == first_block * plan.length);
-        merged = true;
-      }
-      if (merged) __syncthreads();
+      const int begin = pair_word(slot, 4);
+      Round round;
+      round.wake(C::kRound);
+      if (begin < round.piece_begin) add_parts(divide(begin, round.length), blockIdx.x, row, sum);
+      const float unit = sum.l > 0.f ? 1.f / sum.l : 0.f;
+#pragma unroll
+      for (int d = 0; d < LaneDims; d += 2)
+        sts32(C::half_at(C::kRotated, slot * S::Rows + row, lane * LaneDims + d), pack_half2(sum.o[d] * unit, sum.o[d + 1] * unit));
+      if (p.lse) write_lse(pair_word(slot, 0), pair_word(slot, 1), row, sum.m, sum.l);
     }
-    write_outputs(pairs);
   }
 };
 

@@ -41,8 +41,8 @@ struct Params {
 
   int fresh_tokens;  ///< >= 0: the kernel just before in the stream writes nothing but queries and each sequence's last so many compressed tokens
 
-  float* partial;           ///< [2 * thread blocks][rows * D + 2 * rows] floats (rows: those there is room for)
-  std::uint32_t* counters;  ///< [B * Hk], zero before and after each launch
+  std::uint32_t*
+      parts;  ///< [thread blocks][rows * D + 2 * rows] (rows: those there is room for; fused_merge.cuh), zero before and after each launch
 };
 
 }  // namespace tq4::gpu::fused

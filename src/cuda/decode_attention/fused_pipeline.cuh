@@ -58,11 +58,11 @@ struct Loader {
     ids_next = 0;
     settle(p, walk, lane);
   }
-  /// Whether the next tile holds tokens that the kernel before this one in the stream may still be writing.
-  __device__ __forceinline__ bool fresh(const Params& p) const {
+  /// How many of the next tiles, of this segment, hold no tokens that the kernel before this one in the stream may still be writing.
+  __device__ __forceinline__ int early(const Params& p) const {
     Walk walk;
     walk.wake(walk_at);
-    return (tile + 1) * kTile > walk.pair.tokens(p).end - p.fresh_tokens;
+    return min((walk.pair.tokens(p).end - p.fresh_tokens) / kTile, tile_end) - tile;
   }
   /// Asks for the next tile into `dst`, to be announced at `bar`.
   __device__ __forceinline__ void load(const Params& p, int lane, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {

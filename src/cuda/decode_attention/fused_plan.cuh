@@ -9,7 +9,7 @@
 
 namespace tq4::gpu::fused {
 
-constexpr int kWarps = 16;  // of a thread block
+constexpr int kWarps = 16;  // of a thread block, a power of two
 constexpr int kTile = 16;   // tokens a tile
 
 __device__ __forceinline__ int divide(int a, int b) {  // a >= 0, b > 0: float and corrections, no slow integer division
@@ -68,14 +68,12 @@ struct Pair {
 
 /// The plan and the pair at the beginning of the block's piece. Every warp computes the same (no shared memory, no barrier); the lanes scan the
 /// sequences, 32 a round. Returns false when the block has no work.
-__device__ __forceinline__ bool make_plan(const Params& p, int lane, Plan& plan, Pair& pair) {
-  int total = 0, mine = 0;
+/// own_length: seq_lens[lane] (anything where there is no such sequence).
+__device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_length, Plan& plan, Pair& pair) {
+  int mine = lane < p.num_seqs ? Tokens(p, own_length).units() : 0;
+  int total = mine;
 #pragma unroll 1
-  for (int b = lane; b < p.num_seqs; b += 32) {
-    const int units = Tokens(p, __ldg(p.seq_lens + b)).units();
-    if (b < 32) mine = units;
-    total += units;
-  }
+  for (int b = lane + 32; b < p.num_seqs; b += 32) total += Tokens(p, __ldg(p.seq_lens + b)).units();
   total = __reduce_add_sync(~0u, total) * p.num_kv_heads;
   plan.length = divide(total + gridDim.x - 1, gridDim.x);
   plan.begin = blockIdx.x * plan.length;
@@ -108,6 +106,24 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, Plan& plan,
   pair.begin = base + pair.head * pair.units;
   return true;
 }
+
+/// A round and the block's piece: in shared memory while tiles need the registers.
+struct Round {
+  int length, piece_begin, piece_end;  // Plan
+  int begin, end, pairs;               // units of this round, and how many pairs they belong to
+  __device__ __forceinline__ bool first() const { return begin == piece_begin; }
+  __device__ __forceinline__ bool last() const { return end == piece_end; }
+  __device__ __forceinline__ void rest(std::uint32_t at) const {
+    sts128_words<0>(at, length, piece_begin, piece_end, begin);
+    sts32(at + 16, (std::uint32_t)end);
+    sts32(at + 20, (std::uint32_t)pairs);
+  }
+  __device__ __forceinline__ void wake(std::uint32_t at) {
+    int unused[2];
+    lds128_ordered<0>(at, length, piece_begin, piece_end, begin);
+    lds128_ordered<16>(at, end, pairs, unused[0], unused[1]);
+  }
+};
 
 /// A warp's way through its share of a round: segment by segment, a segment being the part of one pair in the share.
 struct Walk {

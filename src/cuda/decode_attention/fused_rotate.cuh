@@ -1,51 +1,46 @@
 // The rotations inside the fused kernel: queries before the tiles, finished outputs after them, by the tensor cores, for all pairs of a round at
-// once. Matrices are fp16 [D, D] in global memory, shared or one a kv head (calibration).
+// once. Matrices are fp16 [D, D] in global memory, shared or one a kv head (calibration). A warp's share of a matrix is 8 of its rows: few enough
+// registers to ask for them long before the rows they turn are there.
 #pragma once
 
 #include "cuda/decode_attention/fused_config.cuh"
 
 namespace tq4::gpu::fused {
 
-/// out(i, n) = sum_j matrix[i][j] * row_n[j] for 16 outputs and 8 rows, by one warp. The operands can be asked for long before they are used.
-/// matrix: fp16 [D, D] row-major in global memory.
-
-template <int D>
-struct RotateTile {
+/// 8 N rows of a matrix [D, D] (fp16, row-major, global memory) as operands B: so many results of every vector that is turned.
+template <int D, int N>
+struct MatrixRows {
   static constexpr int K = D / 32;
-  uint4 lo[K], hi[K];
-  std::uint32_t b[K][4];
+  uint4 w[N][K];
 
-  __device__ __forceinline__ void load_matrix(const std::uint16_t* matrix, int block, int lane) {
-    const std::uint16_t* row = matrix + (block * 16 + (lane >> 2)) * D + 8 * (lane & 3);
+  /// Of lane (g, t): rows 8 N * block + 8 n + g, columns 32 k + 8 t on.
+  __device__ __forceinline__ void load(const std::uint16_t* matrix, int block, int lane) {
+    const std::uint16_t* row = matrix + (block * 8 * N + (lane >> 2)) * D + 8 * (lane & 3);
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int k = 0; k < K; ++k) w[n][k] = __ldg(reinterpret_cast<const uint4*>(row + n * 8 * D + k * 32));
+  }
+  /// c[n][2 h + e]: result 8 N * block + 8 n + 2 t + e of vector g + 8 h of 16, rows first_row on of the fp16 rows at `base` (C::half_at). Without `all`: of
+  /// the first 8.
+  template <class C>
+  __device__ __forceinline__ void turn(int lane, float (&c)[N][4], std::uint32_t base, int first_row, bool all) const {
+    const std::uint32_t own = C::half_at(base, first_row + (lane >> 2), 8 * (lane & 3));
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c[n][i] = 0.f;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      lo[k] = __ldg(reinterpret_cast<const uint4*>(row + k * 32));
-      hi[k] = __ldg(reinterpret_cast<const uint4*>(row + 8 * D + k * 32));
+      std::uint32_t lo[4], hi[4] = {};
+      lds128(own ^ k << 6, lo);
+      if (all) lds128((own ^ k << 6) + 8 * C::HalfStride, hi);
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        mma(c[n], lo[0], hi[0], lo[1], hi[1], w[n][k].x, w[n][k].y);
+        mma(c[n], lo[2], hi[2], lo[3], hi[3], w[n][k].z, w[n][k].w);
+      }
     }
-  }
-  /// row(j, b): 8 halves from column j of the row this lane stands for (4 words).
-  template <class Row>
-  __device__ __forceinline__ void load_rows(int lane, Row&& row) {
-#pragma unroll
-    for (int k = 0; k < K; ++k) row(k * 32 + 8 * (lane & 3), b[k]);
-  }
-  __device__ __forceinline__ void rows_to_half() {
-#pragma unroll
-    for (int k = 0; k < K; ++k)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) b[k][i] = bf16x2_to_half2(b[k][i]);
-  }
-  /// store(i, n, value) for this lane's results.
-  template <class Store>
-  __device__ __forceinline__ void run(int block, int lane, Store&& store) const {
-    float c[2][4] = {};
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      mma(c[0], lo[k].x, hi[k].x, lo[k].y, hi[k].y, b[k][0], b[k][1]);
-      mma(c[1], lo[k].z, hi[k].z, lo[k].w, hi[k].w, b[k][2], b[k][3]);
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) store(block * 16 + (lane >> 2) + e / 2 * 8, 2 * (lane & 3) + e % 2, c[0][e] + c[1][e]);
   }
 };
 
@@ -53,17 +48,20 @@ struct RotateTile {
 template <class C>
 struct Rotations {
   using S = typename C::S;
-  using Rotate = RotateTile<C::D>;
   static constexpr int D = C::D;
-  static constexpr int Blocks16 = D / 16;            // blocks of 16 outputs of a rotation
-  static constexpr int RowTiles = C::RoundRows / 8;  // column tiles of 8 rows of a round
-  static constexpr int PairTiles = S::Rows > 8 ? S::Rows / 8 : 1;
+  static constexpr int ShareBlocks = D / 8 / kWarps > 1 ? D / 8 / kWarps : 1;
+  static constexpr int Blocks = D / 8 / ShareBlocks;  // shares of a matrix
+  using Share = MatrixRows<D, ShareBlocks>;
 
   const Params& p;
-  const int warp, lane, g, t;
+  int warp, lane, g, t;
 
-  __device__ __forceinline__ Rotations(const Params& params, int thread)
-      : p(params), warp(thread / 32), lane(thread % 32), g(thread % 32 >> 2), t(thread & 3) {}
+  __device__ __forceinline__ explicit Rotations(const Params& params) : p(params) { identify(); }
+  /// Who this thread is, read anew: what the compiler derives from it then lives no longer than the phase of the kernel that begins here.
+  __device__ __forceinline__ void identify() {
+    const int thread = thread_number();
+    warp = thread >> 5, lane = thread & 31, g = lane >> 2, t = lane & 3;
+  }
 
   __device__ __forceinline__ int rows() const { return p.group * p.q_len; }
   /// Offset of query row r of a pair in q and out.
@@ -76,95 +74,111 @@ struct Rotations {
   }
   __device__ __forceinline__ int pair_word(int slot, int word) const { return (int)lds32(C::kPairTable + slot * 32 + word * 4); }
 
-  // The rows of a round (pair slot * S::Rows + row) make RowTiles column tiles. A job is one block of 16 outputs of one column tile; with a matrix a head
-  // a column tile of several pairs takes a job for each of them.
+  // The rows of a round (pair slot * S::Rows + row) go 16 by 16 through a product. A job is one share of the matrix for 16 rows; with a matrix a
+  // head, 16 rows of several pairs take a job for each of them.
 
   struct Job {
-    int block, tile, slot;  // slot: the pair whose rows count, -1 = all
+    int block, first_row, slot;  // slot: the pair whose rows count, -1 = all
   };
   __device__ __forceinline__ int job_count(bool per_head, int pairs) const {
-    return Blocks16 * (per_head ? pairs * PairTiles : (pairs * S::Rows + 7) / 8);
+    return Blocks * (per_head ? pairs : (pairs * S::Rows + 15) / 16);
   }
   __device__ __forceinline__ Job job_at(bool per_head, int i) const {
-    const int n = i / Blocks16;
-    if (!per_head) return {i % Blocks16, n, -1};
-    return {i % Blocks16, S::Rows > 8 ? n : n * S::Rows / 8, S::Rows > 8 ? n / PairTiles : n};
+    const int n = (unsigned)i / Blocks;
+    return {i & (Blocks - 1), per_head ? n * S::Rows / 16 * 16 : n * 16, per_head ? n : -1};
   }
-  __device__ __forceinline__ void load_job_matrix(Rotate& rotate, const std::uint16_t* matrix, std::int64_t head_stride,
-                                                  const Job& job) const {
-    rotate.load_matrix(matrix + (job.slot >= 0 ? pair_word(job.slot, 1) * head_stride : 0), job.block, lane);
+  /// This warp's share of the matrix for job i of a round whose first pair has kv head `first_head`: may be asked for before the table of pairs is
+  /// there as long as i is the warp's first job.
+  __device__ __forceinline__ void load_share(Share& share, const std::uint16_t* matrix, std::int64_t head_stride, int i, int head) const {
+    share.load(matrix + head * head_stride, i & (Blocks - 1), lane);
   }
-  /// The query row `row` of the round. Rows that do not exist repeat one that does: computed and dropped.
-  __device__ __forceinline__ const std::uint16_t* query_row(int row, int pairs) const {
-    const int slot = min(row / S::Rows, pairs - 1);
-    return static_cast<const std::uint16_t*>(p.q) + row_offset(pair_word(slot, 0), pair_word(slot, 1), min(row % S::Rows, rows() - 1));
+
+  /// The queries of the round as fp16 to the rows at `to`, 16 bytes a thread. Rows that there are not become 0.
+  __device__ __forceinline__ void copy_queries(int pairs, std::uint32_t to) const {
+    constexpr int kWords = C::RoundRows * D / 8, kThreads = kWarps * 32;
+    static_assert(kWords <= kThreads || kWords % kThreads == 0);
+#pragma unroll
+    for (int i = 0; i < (kWords + kThreads - 1) / kThreads; ++i) copy_query(pairs, to, i * kThreads + warp * 32 + lane);
   }
-  __device__ __forceinline__ void ask_queries(Rotate& rotate, const Job& job, int pairs) const {
-    const std::uint16_t* q = query_row(job.tile * 8 + g, pairs);
-    rotate.load_rows(lane, [&](int j, std::uint32_t* b) {
-      const uint4 x = __ldg(reinterpret_cast<const uint4*>(q + j));
-      b[0] = x.x, b[1] = x.y, b[2] = x.z, b[3] = x.w;
-    });
-    load_job_matrix(rotate, p.query_matrix, p.query_head_stride, job);
+  __device__ __forceinline__ void copy_query(int pairs, std::uint32_t to, unsigned e) const {
+    const unsigned row = e / (D / 8), column = e % (D / 8), slot = row / S::Rows;
+    const int r = row % S::Rows;
+    if (row >= C::RoundRows) return;
+    uint4 x = make_uint4(0, 0, 0, 0);
+    if ((int)slot < pairs && r < rows())
+      x = __ldg(
+          reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(p.q) + row_offset(pair_word(slot, 0), pair_word(slot, 1), r)) +
+          column);
+    if (p.q_is_bf16) x = make_uint4(bf16x2_to_half2(x.x), bf16x2_to_half2(x.y), bf16x2_to_half2(x.z), bf16x2_to_half2(x.w));
+    sts128_words<0>(C::half_at(to, row, column * 8), (int)x.x, (int)x.y, (int)x.z, (int)x.w);
   }
-  /// Rotates the queries of the round into shared memory.
-  __device__ __forceinline__ void rotate_queries(int pairs) const {
+  /// Rotates them: from rows at `from` to C::kRotated. `share`: for the warp's first job.
+  __device__ __forceinline__ void rotate_queries(int pairs, std::uint32_t from, Share& share) const {
     const bool per_head = p.query_head_stride != 0;
     const int jobs = job_count(per_head, pairs);
 #pragma unroll 1
-    for (int i = warp; i < jobs; i += kWarps) {
+    for (int i = warp; i < jobs;) {
       const Job job = job_at(per_head, i);
-      Rotate rotate;
-      ask_queries(rotate, job, pairs);
-      if (p.q_is_bf16) rotate.rows_to_half();
-      rotate.run(job.block, lane, [&](int out, int n, float v) {
-        const int row = job.tile * 8 + n;
-        if (job.slot < 0 || row / S::Rows == job.slot)
-          sts16(C::kRotated + row * C::HalfStride + out * 2, __half_as_ushort(__float2half_rn(v)));
-      });
-    }
-  }
-  /// Queries that come rotated already.
-  __device__ __forceinline__ void copy_queries(int pairs) const {
-#pragma unroll 1
-    for (int e = warp * 32 + lane; e < pairs * S::Rows * (D / 2); e += kWarps * 32) {
-      const int row = e / (D / 2), column = e % (D / 2);
-      const std::uint32_t two = __ldg(reinterpret_cast<const std::uint32_t*>(query_row(row, pairs)) + column);
-      sts32(C::kRotated + row * C::HalfStride + column * 4, p.q_is_bf16 ? bf16x2_to_half2(two) : two);
-    }
-  }
-  /// Finished rows (kRotated, fp16, normalised) of the wanted pairs, rotated back, to the output.
-  __device__ __forceinline__ void write_outputs(int pairs) const {
-    const bool per_head = p.inverse_matrix && p.inverse_head_stride != 0;
-    const int jobs = job_count(per_head, pairs);
-    const auto put = [&](int row, int dim, float v) {
-      const int slot = row / S::Rows, r = row % S::Rows;
-      if (slot >= pairs || r >= rows() || !pair_word(slot, 2)) return;
-      const int head = pair_word(slot, 1);
-      const bool sees_a_token =
-          pair_word(slot, 3) - p.q_len + (r * p.group_reciprocal >> 16) >= 0;  // without one the output is 0, not the centre
-      if (p.v_centre && p.inverse_matrix && sees_a_token) v += __ldg(p.v_centre + head * D + dim);
-      std::uint16_t* out = static_cast<std::uint16_t*>(p.out) + row_offset(pair_word(slot, 0), head, r) + dim;
-      *out = p.q_is_bf16 ? __bfloat16_as_ushort(__float2bfloat16_rn(v)) : __half_as_ushort(__float2half_rn(v));
-    };
-#pragma unroll 1
-    for (int i = warp; i < jobs; i += kWarps) {
-      const Job job = job_at(per_head, i);
-      if (!p.inverse_matrix) {
-#pragma unroll 1
-        for (int e = lane; e < 8 * 16; e += 32) {
-          const int row = job.tile * 8 + e / 16, dim = job.block * 16 + e % 16;
-          put(row, dim, half_bits_to_float(lds16(C::kRotated + row * C::HalfStride + dim * 2)));
+      float c[ShareBlocks][4];
+      share.template turn<C>(lane, c, from, job.first_row, pairs * S::Rows > job.first_row + 8);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = job.first_row + g + 8 * h;
+        if (job.slot < 0 || (int)((unsigned)row / S::Rows) == job.slot) {
+#pragma unroll
+          for (int n = 0; n < ShareBlocks; ++n)
+            sts32(C::half_at(C::kRotated, row, (job.block * ShareBlocks + n) * 8 + 2 * t), pack_half2(c[n][2 * h], c[n][2 * h + 1]));
         }
-        continue;
       }
-      Rotate rotate;
-      load_job_matrix(rotate, p.inverse_matrix, p.inverse_head_stride, job);
-      rotate.load_rows(lane, [&](int j, std::uint32_t* b) { lds128(C::kRotated + (job.tile * 8 + g) * C::HalfStride + j * 2, b); });
-      rotate.run(job.block, lane, [&](int out, int n, float v) {
-        const int row = job.tile * 8 + n;
-        if (job.slot < 0 || row / S::Rows == job.slot) put(row, out, v);
-      });
+      i += kWarps;
+      if (i < jobs) load_share(share, p.query_matrix, p.query_head_stride, i, per_head ? pair_word((unsigned)i / Blocks, 1) : 0);
+    }
+  }
+
+  /// Two dims of row `row` of the round to the output, if its pair ends in this block.
+  __device__ __forceinline__ void put(int pairs, int row, int dim, float x, float y) const {
+    const int slot = (unsigned)row / S::Rows, r = (unsigned)row % S::Rows;
+    if (slot >= pairs || r >= rows() || !pair_word(slot, 2)) return;
+    const int head = pair_word(slot, 1);
+    const bool sees_a_token =
+        pair_word(slot, 3) - p.q_len + (r * p.group_reciprocal >> 16) >= 0;  // without one the output is 0, not the centre
+    if (p.v_centre && p.inverse_matrix && sees_a_token) {
+      const float2 centre = __ldg(reinterpret_cast<const float2*>(p.v_centre + head * D + dim));
+      x += centre.x, y += centre.y;
+    }
+    const std::int64_t at = row_offset(pair_word(slot, 0), head, r) + dim;
+    static_cast<std::uint32_t*>(p.out)[at / 2] = p.q_is_bf16 ? bf16x2_bits(x, y) : pack_half2(x, y);
+  }
+  /// Finished rows (kRotated, fp16, normalised) of the pairs that end in this block, rotated back, to the output. `share`: for the warp's first job.
+  __device__ __forceinline__ void write_outputs(int pairs, Share& share) const {
+    if (!p.inverse_matrix) {
+#pragma unroll 1
+      for (int e = warp * 32 + lane; e < pairs * S::Rows * (D / 2); e += kWarps * 32) {
+        const unsigned row = (unsigned)e / (D / 2), dim = (unsigned)e % (D / 2) * 2;
+        const std::uint32_t two = lds32(C::half_at(C::kRotated, row, dim));
+        put(pairs, row, dim, half_bits_to_float(two & 0xffff), half_bits_to_float(two >> 16));
+      }
+      return;
+    }
+    const bool per_head = p.inverse_head_stride != 0;
+    const int jobs = job_count(per_head, pairs);
+#pragma unroll 1
+    for (int i = warp; i < jobs;) {
+      const Job job = job_at(per_head, i);
+      const bool all = pairs * S::Rows > job.first_row + 8;
+      float c[ShareBlocks][4];
+      share.template turn<C>(lane, c, C::kRotated, job.first_row, all);
+#pragma unroll 1
+      for (int h = 0; h < 2 && (h == 0 || all); ++h) {
+        const int row = job.first_row + g + 8 * h;
+        if (job.slot < 0 || (int)((unsigned)row / S::Rows) == job.slot) {
+#pragma unroll
+          for (int n = 0; n < ShareBlocks; ++n)
+            put(pairs, row, (job.block * ShareBlocks + n) * 8 + 2 * t, h ? c[n][2] : c[n][0], h ? c[n][3] : c[n][1]);
+        }
+      }
+      i += kWarps;
+      if (i < jobs) load_share(share, p.inverse_matrix, p.inverse_head_stride, i, per_head ? pair_word((unsigned)i / Blocks, 1) : 0);
     }
   }
 };

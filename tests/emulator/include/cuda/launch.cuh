@@ -14,13 +14,15 @@ struct LaunchShape {
   unsigned threads;
   std::size_t shared_bytes;
   cudaStream_t stream;
+  bool waits_for_lower_blocks = false;
 };
 
 template <class... Params, class... Args>
 void launch_kernel(const char* what, const LaunchShape& shape, void (*kernel)(Params...), const Args&... args) {
   emulator::submit([=, values = std::tuple<std::remove_const_t<Params>...>(args...)] {
-    emulator::emulate(what, {shape.blocks.x, shape.blocks.y, shape.blocks.z}, shape.threads, shape.shared_bytes,
-                      [&] { std::apply(kernel, values); });
+    emulator::emulate(
+        what, {shape.blocks.x, shape.blocks.y, shape.blocks.z}, shape.threads, shape.shared_bytes, [&] { std::apply(kernel, values); },
+        shape.waits_for_lower_blocks);
   });
 }
 template <class... Params, class... Args>

@@ -112,6 +112,8 @@ inline std::uint32_t transpose8x8(std::uint32_t x) {
   return x;
 }
 
+inline int thread_number() { return static_cast<int>(emulator::thread_index().x); }
+
 // ---- Arithmetic ----
 
 inline float exp2_fast(float x) { return exp2f(x); }
@@ -182,7 +184,15 @@ inline void fence_bulk_copies() {}
 
 // ---- Between thread blocks and launches ----
 
-inline std::uint32_t count_acq_rel(std::uint32_t* counter) { return (*counter)++; }
+template <int N>
+void store_relaxed(std::uint32_t* at, const std::uint32_t (&v)[N]) {
+  std::memcpy(at, v, sizeof(v));
+}
+template <int N>
+void load_relaxed(const std::uint32_t* at, std::uint32_t (&v)[N]) {
+  std::memcpy(v, at, sizeof(v));
+}
+inline void not_there_yet() { emulator::fail("a word that no block before this one has written is waited for"); }
 /// What starts early behind a kernel may overlap with that kernel alone, so a kernel lets it begin after its own wait and not before.
 namespace emulated {
 inline bool& waited() {
