@@ -222,6 +222,33 @@ def test_hf_codes_are_the_cpus(name, attention):
 
 
 @needs_hf
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("sliding_window", [None, 100])
+def test_hf_pages_grown_step_by_step(sliding_window, batch):
+    """Pages that grow past 384 tokens (twice) hold and attend to what pages filled at once do, bit for bit."""
+    hf.grow_step_by_step("cuda", sliding_window, batch)
+
+
+@needs_hf
+@pytest.mark.parametrize("name", ["llama-gqa", "mistral-sliding"])
+def test_hf_logits_of_a_cache_grown_step_by_step(name):
+    """496 tokens in steps of 16, every one of which reads the pages, against one pass: with pass-through codes an uncompressed model's logits."""
+    model = hf.model_of(name, torch.float16, "cuda")
+    ids = hf.prompt(2, 496, "cuda")["input_ids"]
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        expected = {"fp16": model(ids).logits}
+        model.set_attn_implementation("tq4")
+        expected["k4v4"] = model(ids, past_key_values=tq4.hf.TQ4Cache(model, "k4v4", prefill="stored")).logits
+        for spec, whole in expected.items():
+            cache = tq4.hf.TQ4Cache(model, spec)
+            steps = torch.cat([model(piece, past_key_values=cache).logits for piece in ids.split(16, 1)], 1)
+            for begin, end in ((0, 384), (384, 496)):
+                error = relative(steps[:, begin:end], whole[:, begin:end])
+                assert error < (3e-2 if spec == "fp16" else 0.1), f"{spec}, tokens {begin} to {end}: relative error of the logits {error:.2e}"
+
+
+@needs_hf
 def test_hf_generate_padding_beams_memory():
     model = hf.model_of("llama-gqa", torch.float16, "cuda")
     inputs = hf.prompt(2, 40, "cuda")

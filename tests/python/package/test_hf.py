@@ -276,23 +276,30 @@ def test_trained_model_loses_what_the_experiment_says(trained, spec, seed, exact
     assert abs(nats - record["nats"][0]) < 4 * error
 
 
-@pytest.mark.parametrize("sliding_window", [None, 100])
-def test_pages_grown_step_by_step_hold_what_pages_filled_at_once_hold(sliding_window):
-    # The store of a GPU's cache, on the CPU: a block table that does not follow every growth of the pages shows after 384 tokens.
+def grow_step_by_step(device, sliding_window, batch=2, tokens=680):
+    """A GPU cache's store (which runs on the CPU too) grown in steps of 20, against one filled at once. A block table that does not follow every growth
+    of the pages shows after 384 tokens, the second growth; the pages grow again at 576."""
     from types import SimpleNamespace
 
     from tq4._hf_stores import PageStore
 
     settings = SimpleNamespace(spec_json=tq4.Codec("k4v4", head_dim=64)._spec_json, calibration=None)
-    keys, values = torch.randn(2, 2, 2, 440, 64, generator=torch.Generator().manual_seed(3)).to(torch.float16)
-    query = torch.randn(2, 4, 1, 64, generator=torch.Generator().manual_seed(4)).to(torch.float16)
+    generator = torch.Generator().manual_seed(3)
+    keys, values = torch.randn(2, batch, 2, tokens, 64, generator=generator).to(torch.float16).to(device)
+    query = torch.randn(batch, 4, 1, 64, generator=generator).to(torch.float16).to(device)
     stepped = PageStore(settings, 0, keys, values, sliding_window)
-    whole = PageStore(settings, 0, keys, values, sliding_window)
-    for end in range(20, 441, 20):
-        stepped.append(keys[:, :, end - 20 : end], values[:, :, end - 20 : end], end - 20)
-    whole.append(keys, values, 0)
     window = sliding_window or 0
-    begin = 440 - window if window else 0
-    for a, b in zip(stepped.gather(begin, 440, torch.float16), whole.gather(begin, 440, torch.float16)):
-        assert torch.equal(a, b)
-    assert torch.equal(stepped.attend(query, None, 440, window, None, None), whole.attend(query, None, 440, window, None, None))
+    for end in range(20, tokens + 1, 20):
+        stepped.append(keys[:, :, end - 20 : end], values[:, :, end - 20 : end], end - 20)
+        if end in (380, 400, 580, tokens):
+            whole = PageStore(settings, 0, keys, values, sliding_window)
+            whole.append(keys[:, :, :end], values[:, :, :end], 0)
+            begin = end - window if window else 0
+            for a, b in zip(stepped.gather(begin, end, torch.float16), whole.gather(begin, end, torch.float16)):
+                assert a.shape[2] == end - begin and torch.equal(a, b), f"{end} tokens"
+            assert torch.equal(stepped.attend(query, None, end, window, None, None), whole.attend(query, None, end, window, None, None)), f"{end} tokens"
+
+
+@pytest.mark.parametrize("sliding_window", [None, 100])
+def test_pages_grown_step_by_step_hold_what_pages_filled_at_once_hold(sliding_window):
+    grow_step_by_step("cpu", sliding_window)
