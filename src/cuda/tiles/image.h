@@ -1,6 +1,6 @@
 // How a [D, D] matrix lies in device memory for the tensor cores: fp16, one or two parts (matrix = hi + lo), rows and columns in the order in
 // which the lanes of a warp hold what is multiplied, 16-byte chunks swizzled over the banks as wgmma reads them. A block copies a part to
-// shared memory as it is (product.cuh); small launches read fragments from global memory (step_kernel.cuh). Host and device compile this.
+// shared memory as it is (product.cuh); small launches read fragments from global memory (encode/rotate.cuh). Host and device compile this.
 #pragma once
 
 #include <cstddef>
