@@ -11,6 +11,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "cuda/decode_attention/splits.h"
 #include "tq4/error.h"
 
 namespace tq4::gpu {
@@ -38,9 +39,8 @@ std::string field(std::string text) {
 std::vector<LaunchChoice> tune_candidates(const ProfileShape& shape, const std::string& path) {
   std::vector<LaunchChoice> choices;
   if (shape.op != ProfileOp::Decode || path != "general") return choices;
-  // Below 128 tokens a part the merge costs more than the part saves; at most 128 parts (general.cpp).
-  const std::int64_t most = std::clamp<std::int64_t>(shape.ctx / 128, 1, 128);
-  for (const int splits : {1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128}) {
+  const int most = most_splits(shape.ctx);
+  for (const int splits : {1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, kMaxSplits}) {
     if (splits <= most) choices.push_back({splits});
   }
   return choices;

@@ -5,21 +5,21 @@
 #include <cmath>
 
 #include "cuda/check.h"
+#include "cuda/decode_attention/splits.h"
 
 namespace tq4::gpu {
 namespace {
 
 constexpr const char* kWhere = "decode";
-constexpr int kMaxSplits = 128;
 
 bool has_exact(const DecodeParams& p) { return p.exact.sinks > 0 || p.exact.window > 0; }
 
 std::size_t align(std::size_t n) { return (n + 255) / 256 * 256; }
 
-/// The smallest number of splits whose blocks fill at least 90% of the waves they take (else the fullest); at least 128 tokens a split.
+/// The smallest number of splits whose blocks fill at least 90% of the waves they take (else the fullest).
 int split_count(std::int64_t blocks, std::int64_t slots, std::int64_t longest, int wanted) {
-  const std::int64_t most = std::clamp<std::int64_t>(longest / 128, 1, kMaxSplits);
-  if (wanted > 0) return static_cast<int>(std::min<std::int64_t>(wanted, most));
+  const int most = most_splits(longest);
+  if (wanted > 0) return std::min(wanted, most);
   int best = 1;
   double best_fill = 0;
   for (int s = 1; s <= most; ++s) {
