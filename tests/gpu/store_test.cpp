@@ -1,5 +1,8 @@
 // store against encode on the CPU followed by write_pages, in every layout, padded or with swapped axes: `sequential` gives the same pages byte for
 // byte; the tensor cores flip coordinates next to a boundary (flips.h) and nothing else. Skipped slots and foreign bytes stay as they were.
+#include <algorithm>
+#include <numeric>
+
 #include "gpu/flips.h"
 #include "gpu/gpu_test.h"
 #include "tq4/layout.h"
@@ -27,6 +30,15 @@ PageLayout layout_of(const Case& c, int heads) {
   return layout;
 }
 
+/// n of `slots` slots, in random order.
+std::vector<std::int64_t> shuffled_slots(std::int64_t slots, std::int64_t n, Random& random) {
+  std::vector<std::int64_t> order(static_cast<std::size_t>(slots));
+  std::iota(order.begin(), order.end(), std::int64_t{0});
+  std::shuffle(order.begin(), order.end(), random);
+  order.resize(static_cast<std::size_t>(n));
+  return order;
+}
+
 class Store : public testing::TestWithParam<Case> {};
 
 TEST_P(Store, GivesThePagesOfTheCpu) {
@@ -43,10 +55,7 @@ TEST_P(Store, GivesThePagesOfTheCpu) {
   Flips flips;
   std::size_t coded = 0;
   for (const std::int64_t n : {std::int64_t{1}, std::int64_t{9}, std::int64_t{kBlocks} * c.block_size}) {
-    std::vector<std::int64_t> slots(static_cast<std::size_t>(kBlocks * c.block_size));
-    for (std::size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<std::int64_t>(i);
-    std::shuffle(slots.begin(), slots.end(), random);
-    slots.resize(static_cast<std::size_t>(n));
+    std::vector<std::int64_t> slots = shuffled_slots(kBlocks * c.block_size, n, random);
     if (n > 4) slots[3] = -1;
     const std::size_t count = static_cast<std::size_t>(n) * kHeads;
     const Values k = gaussian(count * dim, DType::F16, random), v = gaussian(count * dim, DType::F16, random);
@@ -117,9 +126,7 @@ TEST(Store, ManyTokensAreThoseOfAFew) {
     const DeviceCodec codec(spec, kDim, kHeads);
     const PageLayout layout = make_layout(LayoutKind::Native, spec, kHeads, kDim, kBlockSize);
     const std::int64_t n = 64 * codec.device().sm_count / (2 * kHeads) + 37, blocks = (n + kBlockSize - 1) / kBlockSize;
-    std::vector<std::int64_t> slots(static_cast<std::size_t>(n));
-    for (std::size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<std::int64_t>(i);
-    std::shuffle(slots.begin(), slots.end(), random);
+    std::vector<std::int64_t> slots = shuffled_slots(n, n, random);
     slots[10] = -1;
     const std::size_t elements = static_cast<std::size_t>(n) * kHeads * kDim;
     const Values k = gaussian(elements, DType::F16, random), v = gaussian(elements, DType::F16, random);
