@@ -3,14 +3,13 @@
 
 #include <cmath>
 #include <numeric>
+#include <type_traits>
 
 #include "cuda/profile_memory.h"
 #include "tq4/attention.h"
 
 namespace tq4::gpu {
 namespace {
-
-constexpr const char* kWhere = "profile";
 
 double relative_error(const std::vector<float>& got, const std::vector<double>& want) {
   double error = 0, norm = 0;
@@ -21,16 +20,23 @@ double relative_error(const std::vector<float>& got, const std::vector<double>& 
   return std::sqrt(error / norm);
 }
 
-/// Head 0 of planes [n, heads] on the device, decoded by the host's codec to [n, D].
-std::vector<float> decode_head(const DeviceCodec& codec, Side side, const EncodedIn& in, std::int64_t n,
+/// Planes [n, heads] in host memory; empty where the codec has none.
+struct Planes {
+  std::vector<std::uint8_t> codes;
+  std::vector<float> scale, zero;
+  std::vector<std::uint8_t> signs;
+  std::vector<float> residual_norm;
+};
+
+/// Their head 0, decoded to [n, D].
+std::vector<float> decode_head(const DeviceCodec& codec, Side side, const Planes& planes, std::int64_t n,
                                const LayerCalibration& calibration) {
   const Codec& host = codec.host(side);
-  const std::size_t rows = static_cast<std::size_t>(n), heads = static_cast<std::size_t>(codec.num_kv_heads());
-  const auto pick = [&](const auto* from, std::size_t width) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(from)>>;
-    std::vector<T> own;
-    if (from == nullptr || width == 0) return own;
-    const std::vector<T> all = to_host<T>(from, rows * heads * width);
+  const std::size_t rows = static_cast<std::size_t>(n), heads = static_cast<std::size_t>(codec.num_kv_heads()),
+                    dim = static_cast<std::size_t>(codec.head_dim());
+  const auto pick = [&](const auto& all) {
+    std::remove_cvref_t<decltype(all)> own;
+    const std::size_t width = all.size() / (rows * heads);
     own.reserve(rows * width);
     for (std::size_t t = 0; t < rows; ++t) {
       const auto row = all.begin() + static_cast<std::ptrdiff_t>(t * heads * width);
@@ -38,11 +44,9 @@ std::vector<float> decode_head(const DeviceCodec& codec, Side side, const Encode
     }
     return own;
   };
-  const auto codes = pick(in.codes, host.code_bytes());
-  const auto scale = pick(in.scale, host.has_scale()), zero = pick(in.zero, host.has_zero()),
-             norm = pick(in.residual_norm, host.has_signs());
-  const auto signs = pick(in.signs, host.has_signs() ? static_cast<std::size_t>(codec.head_dim()) / 8 : 0);
-  std::vector<float> x(rows * static_cast<std::size_t>(codec.head_dim()));
+  const auto codes = pick(planes.codes), signs = pick(planes.signs);
+  const auto scale = pick(planes.scale), zero = pick(planes.zero), norm = pick(planes.residual_norm);
+  std::vector<float> x(rows * dim);
   Exec exec;
   exec.threads = 0;
   host.decode({codes.data(), scale.data(), zero.data(), signs.data(), norm.data()}, n, x.data(), head_transform(&calibration, side, 0, 0),
@@ -61,47 +65,31 @@ double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::
                     q_heads = static_cast<std::size_t>(p.num_q_heads);
   // Copy the sequence's pages together and read them as a cache of their own.
   const std::size_t blocks = (n + static_cast<std::size_t>(l.block_size) - 1) / static_cast<std::size_t>(l.block_size);
-  std::vector<std::uint8_t> pages(blocks * static_cast<std::size_t>(l.block_stride));
+  std::vector<std::uint8_t> pages;
+  pages.reserve(blocks * static_cast<std::size_t>(l.block_stride));
   for (std::size_t b = 0; b < blocks; ++b) {
-    check(cudaMemcpy(pages.data() + b * static_cast<std::size_t>(l.block_stride), p.cache.data + table[b] * l.block_stride,
-                     static_cast<std::size_t>(l.block_stride), cudaMemcpyDeviceToHost),
-          kWhere);
+    const auto page = to_host<std::uint8_t>(p.cache.data + table[b] * l.block_stride, static_cast<std::size_t>(l.block_stride));
+    pages.insert(pages.end(), page.begin(), page.end());
   }
   std::vector<std::int64_t> slots(n);
   std::iota(slots.begin(), slots.end(), 0);
-  struct Planes {
-    std::vector<std::uint8_t> codes;
-    std::vector<float> scale, zero;
-  } planes[2];
+  Planes planes[2];
   for (const Side side : {Side::K, Side::V}) {
-    planes[static_cast<std::size_t>(side)] = {std::vector<std::uint8_t>(n * heads * codec.host(side).code_bytes()),
-                                              std::vector<float>(n * heads), std::vector<float>(n * heads)};
+    Planes& x = planes[static_cast<std::size_t>(side)];
+    x.codes.resize(n * heads * codec.host(side).code_bytes());
+    x.scale.resize(n * heads);
+    x.zero.resize(n * heads);
   }
   const auto out_of = [](Planes& x) { return EncodedOut{x.codes.data(), x.scale.data(), x.zero.data(), nullptr, nullptr}; };
   read_pages(l, pages.data(), static_cast<std::int64_t>(blocks), slots.data(), length, out_of(planes[0]), out_of(planes[1]));
   std::vector<float> values[2];
   for (const Side side : {Side::K, Side::V}) {
-    const Planes& x = planes[static_cast<std::size_t>(side)];
-    const Codec& host = codec.host(side);
-    std::vector<std::uint8_t> codes;
-    std::vector<float> scale, zero;
-    for (std::size_t t = 0; t < n; ++t) {
-      const auto row = x.codes.begin() + static_cast<std::ptrdiff_t>(t * heads * host.code_bytes());
-      codes.insert(codes.end(), row, row + static_cast<std::ptrdiff_t>(host.code_bytes()));
-      scale.push_back(x.scale[t * heads]);
-      zero.push_back(x.zero[t * heads]);
-    }
-    values[static_cast<std::size_t>(side)].resize(n * dim);
-    Exec exec;
-    exec.threads = 0;
-    host.decode({codes.data(), scale.data(), zero.data(), nullptr, nullptr}, length, values[static_cast<std::size_t>(side)].data(),
-                head_transform(&calibration, side, 0, 0), exec);
+    values[static_cast<std::size_t>(side)] = decode_head(codec, side, planes[static_cast<std::size_t>(side)], length, calibration);
     if (p.exact.sinks > 0 || p.exact.window > 0) {  // these come from the exact buffers, sequence 0 and head 0
       const auto sinks = static_cast<std::size_t>(p.exact.sinks), window = static_cast<std::size_t>(p.exact.window);
-      std::vector<std::uint16_t> s(sinks * dim), w(window * dim);
       const bool key = side == Side::K;
-      check(cudaMemcpy(s.data(), key ? p.exact.sink_k : p.exact.sink_v, s.size() * 2, cudaMemcpyDeviceToHost), kWhere);
-      check(cudaMemcpy(w.data(), key ? p.exact.window_k : p.exact.window_v, w.size() * 2, cudaMemcpyDeviceToHost), kWhere);
+      const auto s = to_host<std::uint16_t>(key ? p.exact.sink_k : p.exact.sink_v, sinks * dim),
+                 w = to_host<std::uint16_t>(key ? p.exact.window_k : p.exact.window_v, window * dim);
       for (std::size_t t = 0; t < n; ++t) {
         const std::uint16_t* row = t < sinks ? s.data() + t * dim : t + window >= n ? w.data() + t % window * dim : nullptr;
         if (row == nullptr) continue;
@@ -121,9 +109,7 @@ double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::
       }
     }
   }
-  std::vector<std::uint16_t> raw_q(q_len * q_heads * dim), raw_out(raw_q.size());
-  check(cudaMemcpy(raw_q.data(), p.q, raw_q.size() * 2, cudaMemcpyDeviceToHost), kWhere);
-  check(cudaMemcpy(raw_out.data(), p.out, raw_out.size() * 2, cudaMemcpyDeviceToHost), kWhere);
+  const auto raw_q = to_host<std::uint16_t>(p.q, q_len * q_heads * dim), raw_out = to_host<std::uint16_t>(p.out, raw_q.size());
   std::vector<float> q(q_len * group * dim), got(q.size());
   for (std::size_t i = 0; i < q_len; ++i) {
     to_float(raw_q.data() + i * q_heads * dim, p.q_dtype, group * dim, q.data() + i * group * dim);
@@ -136,15 +122,23 @@ double check_decode(const DeviceCodec& codec, const DecodeParams& p, const std::
 }
 
 double check_prefill(const DeviceCodec& codec, const PrefillParams& p, std::int64_t length, const LayerCalibration& calibration) {
-  const std::vector<float> k = decode_head(codec, Side::K, p.k_planes, length, calibration);
-  const std::vector<float> v = decode_head(codec, Side::V, p.v_planes, length, calibration);
+  const auto values = [&](Side side, const EncodedIn& in) {
+    const Codec& host = codec.host(side);
+    const std::size_t rows = static_cast<std::size_t>(length) * static_cast<std::size_t>(codec.num_kv_heads());
+    const std::size_t sign_bytes = host.has_signs() ? static_cast<std::size_t>(codec.head_dim()) / 8 : 0;
+    const Planes planes{to_host<std::uint8_t>(in.codes, rows * host.code_bytes()), to_host<float>(in.scale, rows * host.has_scale()),
+                        to_host<float>(in.zero, rows * host.has_zero()), to_host<std::uint8_t>(in.signs, rows * sign_bytes),
+                        to_host<float>(in.residual_norm, rows * host.has_signs())};
+    return decode_head(codec, side, planes, length, calibration);
+  };
+  const std::vector<float> k = values(Side::K, p.k_planes), v = values(Side::V, p.v_planes);
   const auto dim = static_cast<std::size_t>(codec.head_dim()), group = static_cast<std::size_t>(p.num_q_heads / codec.num_kv_heads());
   const std::size_t row = static_cast<std::size_t>(length - 1) * static_cast<std::size_t>(p.num_q_heads) * dim;
   const auto floats = [&](const void* from) {
     const auto bits = to_host<std::uint16_t>(static_cast<const std::uint16_t*>(from) + row, group * dim);
-    std::vector<float> values(bits.size());
-    to_float(bits.data(), p.dtype, bits.size(), values.data());
-    return values;
+    std::vector<float> x(bits.size());
+    to_float(bits.data(), p.dtype, bits.size(), x.data());
+    return x;
   };
   const std::vector<float> q = floats(p.q), got = floats(p.out);
   std::vector<double> want(q.size());
