@@ -350,6 +350,7 @@ void profile_prefill(const ProfileShape& s, const ProfileOptions& options, const
   p.max_q_len = static_cast<int>(z.longest);
   p.max_kv_len = z.longest;
   p.num_q_heads = s.num_q_heads;
+  p.general_path = s.general_path;
   p.workspace_bytes = prefill_workspace_bytes(codec, p);
   p.workspace = take(p.workspace_bytes);
   if (options.check) {
@@ -358,7 +359,7 @@ void profile_prefill(const ProfileShape& s, const ProfileOptions& options, const
     result.relative_error = check_prefill(codec, p, z.lengths[0], source.calibration());
   }
   result.time = time_graph(z.caches, options.samples, [&](int, cudaStream_t stream) { prefill(codec, p, stream); });
-  result.path = "prefill";
+  result.path = prefill_path(codec, p);
   result.bytes = plane_bytes + 2.0 * static_cast<double>(queries.size()) * 2.0;
   for (const std::int32_t length : z.lengths) result.flops += 2.0 * length * (length + 1.0) * s.num_q_heads * s.head_dim;
 }

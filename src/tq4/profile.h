@@ -25,7 +25,7 @@ struct ProfileShape {
   DType dtype = DType::F16;
   bool calibrated = false;    ///< per-head matrices and centres (made up: only the time is of interest)
   bool rope = false;          ///< keys centred before RoPE
-  bool general_path = false;  ///< not the fused kernel
+  bool general_path = false;  ///< not the fused kernel; Prefill: not Hopper's
   bool rotate = true;         ///< the rotation of query and output is part of the call
   int splits = 0;             ///< DecodeParams::splits
 };
@@ -56,7 +56,7 @@ struct ProfileResult {
   Timing fp16, fp8;            ///< baselines; median 0 = not run
   double bytes = 0;            ///< that must be read (Store, Encode, Dequant, Prefill: read and written)
   double flops = 0;            ///< Prefill: of the two products, a multiply-add being two
-  std::string path;            ///< decode_path()
+  std::string path;            ///< decode_path(), prefill_path(), or the operation's name
   double relative_error = -1;  ///< -1 = not checked
   int caches = 0;              ///< the cycle's length
   std::string skipped;         ///< why there is no result; empty = there is one

@@ -6,6 +6,7 @@
 
 #include "gpu/gpu_test.h"
 #include "tq4/error.h"
+#include "tq4/prefill.h"
 #include "tq4/tune.h"
 
 namespace tq4::gpu {
@@ -49,6 +50,17 @@ TEST(Profile, EveryOperation) {
       EXPECT_LT(r.relative_error, 2e-3) << static_cast<int>(op);
     }
     EXPECT_EQ(r.flops, op == ProfileOp::Prefill ? 2 * 2.0 * 33 * 34 * 4 * 64 : 0.0);
+  }
+}
+
+TEST(Profile, PathsAreThoseOfTheCalls) {
+  TQ4_REQUIRE_DEVICE();
+  ProfileShape s = small(ProfileOp::Prefill);
+  EXPECT_EQ(profile(s, quick()).path, prefill_path(DeviceCodec(s.spec, s.head_dim, s.num_kv_heads), {}));
+  for (const ProfileOp op : {ProfileOp::Prefill, ProfileOp::Decode}) {
+    s = small(op);
+    s.general_path = true;
+    EXPECT_EQ(profile(s, quick()).path, "general");
   }
 }
 
