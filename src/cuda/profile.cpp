@@ -10,7 +10,7 @@
 #include <numeric>
 #include <random>
 
-#include "cuda/baseline/paged_fp16.h"
+#include "cuda/baseline/paged_decode.h"
 #include "cuda/check.h"
 #include "cuda/profile_check.h"
 #include "cuda/profile_kernels.h"
@@ -89,7 +89,7 @@ std::vector<std::int32_t> block_table(const std::vector<std::int32_t>& lengths, 
 Timing time_baseline(const ProfileShape& s, const ProfileSizes& z, const ProfileOptions& options, const DeviceInfo& device, bool fp8) {
   const std::size_t bytes = z.fp16_bytes / (fp8 ? 2 : 1) / 2;  // of K or V
   const int caches = fp8 ? z.fp8_caches : z.fp16_caches;
-  std::vector<BufferPtr> memory, tables;
+  std::vector<BufferPtr> memory;
   for (int i = 0; i < 2 * caches; ++i) {
     memory.push_back(std::make_unique<Buffer>(bytes));
     if (fp8) {
@@ -98,9 +98,8 @@ Timing time_baseline(const ProfileShape& s, const ProfileSizes& z, const Profile
       fill_gaussian(memory.back()->as<std::uint16_t>(), static_cast<std::int64_t>(bytes / 2), static_cast<std::uint64_t>(i + 1), nullptr);
     }
   }
-  for (int i = 0; i < caches; ++i)
-    tables.push_back(
-        Buffer::of(block_table(z.lengths, s.block_size, z.pages, z.table_stride, options.seed + static_cast<std::uint64_t>(i))));
+  // One table for all caches, as an engine's layers have it.
+  const BufferPtr table = Buffer::of(block_table(z.lengths, s.block_size, z.pages, z.table_stride, options.seed));
   const BufferPtr lengths = Buffer::of(z.lengths);
   const std::size_t q_elements = static_cast<std::size_t>(s.batch * s.num_q_heads * s.head_dim);
   const Buffer q(q_elements * 2), out(q_elements * 2);
@@ -115,17 +114,18 @@ Timing time_baseline(const ProfileShape& s, const ProfileSizes& z, const Profile
   p.num_kv_heads = s.num_kv_heads;
   p.head_dim = s.head_dim;
   p.block_size = s.block_size;
+  p.block_table = table->as<std::int32_t>();
   p.block_table_stride = z.table_stride;
   p.seq_lens = lengths->as<std::int32_t>();
   p.max_seq_len = z.longest;
   p.workspace_bytes = baseline_workspace_bytes(p, device);
   const Buffer workspace(p.workspace_bytes);
+  check(cudaMemset(workspace.as<void>(), 0, p.workspace_bytes), kWhere);
   p.workspace = workspace.as<void>();
   return time_graph(caches, options.samples, [&](int i, cudaStream_t stream) {
     BaselineParams call = p;
     call.k = memory[static_cast<std::size_t>(2 * i)]->as<void>();
     call.v = memory[static_cast<std::size_t>(2 * i + 1)]->as<void>();
-    call.block_table = tables[static_cast<std::size_t>(i)]->as<std::int32_t>();
     baseline_decode(call, device, stream);
   });
 }

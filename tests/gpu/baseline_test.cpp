@@ -2,14 +2,16 @@
 #include <cmath>
 #include <numeric>
 
-#include "cuda/baseline/paged_fp16.h"
+#include "cuda/baseline/paged_decode.h"
 #include "gpu/gpu_test.h"
 #include "tq4/attention.h"
+#include "tq4/error.h"
 
 namespace tq4::gpu {
 namespace {
 
-void check(bool fp8, int dim, int group, int block_size, const std::vector<std::int32_t>& lengths) {
+/// `splits`: BaselineParams::splits of each call, one behind the other on one workspace a number.
+void check(bool fp8, int dim, int group, int block_size, const std::vector<std::int32_t>& lengths, const std::vector<int>& splits = {0}) {
   SCOPED_TRACE((fp8 ? "fp8 d" : "fp16 d") + std::to_string(dim) + " group " + std::to_string(group));
   constexpr int kHeads = 2;
   Random random(4);
@@ -60,7 +62,8 @@ void check(bool fp8, int dim, int group, int block_size, const std::vector<std::
   };
   const Device<std::uint8_t> dk(bytes_of(k)), dv(bytes_of(v));
   const Values q = gaussian(lengths.size() * static_cast<std::size_t>(kHeads * group) * d, DType::F16, random);
-  const Device<std::uint8_t> dq(q.bytes), out(q.bytes.size());
+  const Device<std::uint8_t> dq(q.bytes);
+  Device<std::uint8_t> out(q.bytes.size());
   const Device<std::int32_t> dt(table), dl(lengths);
   BaselineParams p;
   p.q = dq.get();
@@ -78,35 +81,73 @@ void check(bool fp8, int dim, int group, int block_size, const std::vector<std::
   p.seq_lens = dl.get();
   p.max_seq_len = longest;
   const DeviceInfo device = device_info(0);
-  p.workspace_bytes = baseline_workspace_bytes(p, device);
-  const Device<std::uint8_t> workspace(p.workspace_bytes);
-  p.workspace = workspace.get();
-  baseline_decode(p, device, nullptr);
-  const std::vector<std::uint8_t> raw = out.host();
-  std::vector<float> got(q.floats.size());
-  to_float(raw.data(), DType::F16, got.size(), got.data());
-  double error = 0, norm = 0;
+  std::vector<std::vector<double>> want;
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     const std::size_t row = static_cast<std::size_t>(kHeads * group) * d;
-    std::vector<double> want(row);
-    reference_attention(q.floats.data() + s * row, ks[s].data(), vs[s].data(), 1, lengths[s], kHeads * group, kHeads, dim, {}, want.data(),
-                        nullptr);
-    for (std::size_t i = 0; i < row; ++i) {
-      const double difference = static_cast<double>(got[s * row + i]) - want[i];
-      error += difference * difference;
-      norm += want[i] * want[i];
+    want.emplace_back(row);
+    reference_attention(q.floats.data() + s * row, ks[s].data(), vs[s].data(), 1, lengths[s], kHeads * group, kHeads, dim, {},
+                        want.back().data(), nullptr);
+  }
+  for (const int n : splits) {
+    SCOPED_TRACE("splits " + std::to_string(n));
+    p.splits = n;
+    p.workspace_bytes = baseline_workspace_bytes(p, device);
+    Device<std::uint8_t> workspace(p.workspace_bytes);
+    workspace.fill(0);
+    p.workspace = workspace.get();
+    std::vector<std::uint8_t> first;
+    for (const bool again : {false, true}) {  // the second call finds what the first left in the workspace
+      out.fill(0xa5);
+      baseline_decode(p, device, nullptr);
+      const std::vector<std::uint8_t> raw = out.host();
+      if (again) {
+        EXPECT_EQ(raw, first);
+        continue;
+      }
+      first = raw;
+      std::vector<float> got(q.floats.size());
+      to_float(raw.data(), DType::F16, got.size(), got.data());
+      double error = 0, norm = 0;
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        const std::vector<double>& w = want[i / want[0].size()];
+        const double difference = static_cast<double>(got[i]) - w[i % w.size()];
+        error += difference * difference;
+        norm += w[i % w.size()] * w[i % w.size()];
+      }
+      EXPECT_LT(std::sqrt(error / norm), 1e-3);
     }
   }
-  EXPECT_LT(std::sqrt(error / norm), 1e-3);
 }
 
 TEST(Baseline, IsRight) {
   TQ4_REQUIRE_DEVICE();
   for (const bool fp8 : {false, true}) {
-    for (const int dim : {64, 96, 128, 256}) check(fp8, dim, 4, 16, {1, 17, 300, 1000, 0});
+    for (const int dim : {16, 64, 80, 96, 128, 192, 256}) check(fp8, dim, 4, 16, {1, 17, 300, 1000, 0});
     check(fp8, 128, 7, 64, {513});
     check(fp8, 128, 16, 32, {5000, 40});
+    check(fp8, 128, 1, 16, {16, 64, 65, 0});
   }
+}
+
+TEST(Baseline, AnyNumberOfSplitsGivesTheSame) {
+  TQ4_REQUIRE_DEVICE();
+  for (const bool fp8 : {false, true}) check(fp8, 128, 4, 16, {2100, 0, 700, 130}, {1, 2, 5, 17, 33, 128});
+}
+
+TEST(Baseline, RefusesByName) {
+  TQ4_REQUIRE_DEVICE();
+  const DeviceInfo device = device_info(0);
+  BaselineParams p;
+  p.num_seqs = 1;
+  p.num_q_heads = p.num_kv_heads = 1;
+  p.head_dim = 72;
+  EXPECT_THROW(baseline_decode(p, device, nullptr), Error);
+  p.head_dim = 64;
+  p.num_q_heads = 17;
+  EXPECT_THROW(baseline_decode(p, device, nullptr), Error);
+  p.num_q_heads = 1;
+  p.max_seq_len = 100;
+  EXPECT_THROW(baseline_decode(p, device, nullptr), Error);  // no workspace
 }
 
 }  // namespace

@@ -19,9 +19,10 @@ struct BaselineParams {
   const std::int32_t* block_table = nullptr;
   std::int64_t block_table_stride = 0;
   const std::int32_t* seq_lens = nullptr;
-  std::int64_t max_seq_len = 0;
-  float sm_scale = 0;  ///< 0 = 1 / sqrt(D)
-  void* workspace = nullptr;
+  std::int64_t max_seq_len = 0;  ///< no length is larger; the table holds readable entries up to here
+  float sm_scale = 0;            ///< 0 = 1 / sqrt(D)
+  int splits = 0;                ///< parts of the longest context; 0 = the rule's
+  void* workspace = nullptr;     ///< zero before the first call; calls of one shape leave it so that the next can use it
   std::size_t workspace_bytes = 0;
 };
 std::size_t baseline_workspace_bytes(const BaselineParams& params, const DeviceInfo& device);
