@@ -15,8 +15,9 @@ if not torch.cuda.is_available():
     pytest.skip("there is no CUDA device", allow_module_level=True)
 
 SPECS = ["tq4", "tq3", "tq2", "k4v3", "tq2.5", "tq3.5", "k4v3-2d", "k4v4-prod", "k8v4", "k4v16", "fp8", "fp16", "tq4-norm", "turboquant-vllm", "vllm:k8v4", "vllm:4bit_nc", "vllm:3bit_nc"]
-FLIPS = 1e-5
-"""Share of bytes that may differ, and two more for a scale next to a tie: rotations go over the tensor cores (docs/gpu.md)."""
+FLIPS = 5e-5
+"""Share of bytes that may differ, and two more: rotations go over the tensor cores (docs/gpu.md), which flips one or two of a million codes and leaves
+up to one in a thousand scales one fp16 number away (experiments/gpu_ops)."""
 
 
 def vectors(*shape, seed=0, dtype=torch.float16):
