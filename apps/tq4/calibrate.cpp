@@ -101,7 +101,7 @@ Action add_calibrate(CLI::App& app) {
       {{"tq4 calibrate a.h5 b.h5 --codec tq4-2d -o model.tq4cal",
         "from two sequences of one model; then compress --calibration model.tq4cal"},
        {"tq4 calibrate dump.h5 --codec k3v3-2d --rope", "centre keys before RoPE: better still, at a small cost in the decode kernel"}});
-  app.add_option("dumps", options->inputs, "K, V and Q of a model (HDF5, safetensors, npy or npz), each a sequence from position 0")
+  app.add_option("DUMPS", options->inputs, "K, V and Q of a model (HDF5, safetensors, npy or npz), each a sequence from position 0")
       ->required()
       ->type_name("DUMP");
   app.add_option("-o,--output", options->output, "Calibration to write (default: the first dump's name with .tq4cal)")

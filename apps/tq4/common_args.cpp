@@ -52,7 +52,7 @@ void add_threads_option(CLI::App& app, ExecOptions& options) {
       ->group("Execution");
 }
 
-void add_device_option(CLI::App& app, ExecOptions& options) {
+void add_device_option(CLI::App& app, ExecOptions& options, const std::string& description) {
   const auto parse = [](const std::string& text) {
     const bool numbered = text.size() > 5 && text.compare(0, 5, "cuda:") == 0;
     if (numbered) parse_count(std::string_view(text).substr(5));
@@ -60,7 +60,7 @@ void add_device_option(CLI::App& app, ExecOptions& options) {
       throw Error(ErrorCode::Usage, fmt::format("'{}' is not one of auto, cpu, cuda, cuda:N", text));
     return text;
   };
-  add_parsed(app, "--device", options.device, parse, "DEVICE", "auto", "Where to compute: auto, cpu, cuda or cuda:N")->group("Execution");
+  add_parsed(app, "--device", options.device, parse, "DEVICE", "auto", description)->group("Execution");
 }
 
 Device resolve_device(const std::string& text, bool prefer_cuda, bool cpu_serves) {

@@ -28,6 +28,7 @@ void add_output_options(CLI::App& app, OutputOptions& options, bool with_csv = f
 struct Device {
   bool cuda = false;
   int index = 0;
+  std::string name() const { return cuda ? "cuda:" + std::to_string(index) : "cpu"; }
 };
 struct ExecOptions {
   int threads = 0;              ///< 0 = all cores
@@ -36,8 +37,8 @@ struct ExecOptions {
 };
 /// --threads.
 void add_threads_option(CLI::App& app, ExecOptions& options);
-/// --device.
-void add_device_option(CLI::App& app, ExecOptions& options);
+/// --device; the description says what is computed there.
+void add_device_option(CLI::App& app, ExecOptions& options, const std::string& description);
 /// What the text names. "cuda" without a usable GPU throws NoDevice (exit 5) saying whether the build or the machine lacks it.
 /// "auto": cuda where there is one if `prefer_cuda`, else cpu. `cpu_serves`: --device cpu is a way out, and is named in the error.
 Device resolve_device(const std::string& text, bool prefer_cuda, bool cpu_serves = true);

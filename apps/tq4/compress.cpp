@@ -121,8 +121,8 @@ std::string report_table(const CompressResult& result, const std::string& codec_
                                          : fmt::format(", {} of {} vectors decoded", result.measured_vectors, result.encoded_vectors));
 }
 
-void compress_one(const Options& options, const Target& target, Dump& dump, const Calibration* calibration, bool to_stdout,
-                  nlohmann::json& json, Table& table, std::string& text) {
+void compress_one(const Options& options, const Target& target, Dump& dump, const Calibration* calibration, const Device& device,
+                  bool to_stdout, nlohmann::json& json, Table& table, std::string& text) {
   SpooledOutput output(target.path);
   EncodeRequest request;
   request.spec = target.codec.spec;
@@ -130,6 +130,7 @@ void compress_one(const Options& options, const Target& target, Dump& dump, cons
   request.selection = options.selection;
   request.skip_layers = options.skip_layers;
   request.threads = options.exec.thread_count();
+  if (device.cuda) request.cuda_device = device.index;
   request.nonfinite = options.nonfinite == "zero" ? NonFinite::Zero : NonFinite::Refuse;
   request.measure = options.measure == "all" ? Measure::All : options.measure == "none" ? Measure::None : Measure::Auto;
   request.quiet = options.output_options.quiet;
@@ -145,12 +146,13 @@ void compress_one(const Options& options, const Target& target, Dump& dump, cons
                      {"spec", nlohmann::json::parse(spec_to_json(target.codec.spec))},
                      {"calibrated", calibration != nullptr},
                      {"seconds", seconds},
-                     {"threads", request.threads}};
+                     {"threads", request.threads},
+                     {"device", device.name()}};
   const std::string summary = report_table(result, name, table, one);
   json.push_back(std::move(one));
-  text += fmt::format("{} -> {}: {}{}, {} in {}\n\n{}\n{}", options.input, to_stdout ? "standard output" : target.path, name,
-                      calibration != nullptr ? ", calibrated" : "", format_bytes(double(result.original_bytes)), format_seconds(seconds),
-                      table.text(), summary);
+  text += fmt::format("{} -> {}: {}{}{}, {} in {}\n\n{}\n{}", options.input, to_stdout ? "standard output" : target.path, name,
+                      calibration != nullptr ? ", calibrated" : "", device.cuda ? ", on " + device.name() : "",
+                      format_bytes(double(result.original_bytes)), format_seconds(seconds), table.text(), summary);
   for (const LayerResult& layer : result.layers) {
     if (!layer.stored.reason.empty()) text += fmt::format("layer {} is kept in fp16: {}\n", layer.stored.shape.layer, layer.stored.reason);
   }
@@ -178,6 +180,7 @@ void run(const Options& options) {
   const bool to_stdout = options.output == "-";
   if (to_stdout && (options.output_options.json == "-")) throw Error(ErrorCode::Usage, "-o - and --json - both ask for standard output");
 
+  const Device device = resolve_device(options.exec.device, false);
   std::unique_ptr<Calibration> calibration;
   if (!options.calibration.empty()) calibration = std::make_unique<Calibration>(read_calibration(options.calibration));
   std::vector<NamedSpec> specs;
@@ -219,7 +222,7 @@ void run(const Options& options) {
   for (const Target& target : targets) {
     table = new_table();
     if (!text.empty()) text += '\n';
-    compress_one(options, target, *dump, calibration.get(), to_stdout, runs, table, text);
+    compress_one(options, target, *dump, calibration.get(), device, to_stdout, runs, table, text);
   }
   nlohmann::json result = result_envelope("compress");
   result["input"] = options.input;
@@ -269,6 +272,7 @@ Action add_compress(CLI::App& app) {
       ->group("Output");
   add_selection_options(app, options->selection, false);
   add_threads_option(app, options->exec);
+  add_device_option(app, options->exec, "Where to encode: auto (= cpu here), cpu, cuda or cuda:N");
   add_output_options(app, options->output_options, true);
   return [options] { run(*options); };
 }

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 #include "args.h"
 #include "common_args.h"
+#include "device_decode.h"
 #include "paths.h"
 #include "pipeline.h"
 #include "progress.h"
@@ -72,6 +74,7 @@ void run(const Options& options) {
     throw Error(ErrorCode::Usage,
                 options.test ? "--test writes nothing; leave out -o" : "say where to write (-o back.h5), or --test to check the file only");
   if (options.output == "-") throw Error(ErrorCode::Usage, "HDF5 needs to seek and cannot be written to a pipe; name a file", "-o -");
+  const Device device = resolve_device(options.exec.device, false);
   const SpooledInput input(options.input);
   if (!options.test) check_output_path(options.input, options.output, options.output_options.force);
 
@@ -94,6 +97,8 @@ void run(const Options& options) {
     back.attributes["decompressed_from"] = spec_name(info.spec);
     writer = create_dump(options.output, back, dtype, options.output_options.force);
   }
+  std::optional<DeviceDecoder> decoder;
+  if (device.cuda) decoder.emplace(*container, device.index);
   std::uint64_t values = 0;
   for (const Job& job : jobs) values += static_cast<std::uint64_t>(job.count * info.layers[job.layer].shape.head_dim);
   {
@@ -103,7 +108,11 @@ void run(const Options& options) {
         [&](std::size_t i, Slot& slot) {
           const Job& job = jobs[i];
           slot.x.resize(static_cast<std::size_t>(job.count * info.layers[job.layer].shape.head_dim));
-          container->decode(job.layer, job.tensor == Tensor::K ? Side::K : Side::V, job.head, job.begin, job.count, slot.x.data());
+          const Side side = job.tensor == Tensor::K ? Side::K : Side::V;
+          if (decoder)
+            decoder->decode(job.layer, side, job.head, job.begin, job.count, slot.x.data());
+          else
+            container->decode(job.layer, side, job.head, job.begin, job.count, slot.x.data());
           if (!options.test) {
             slot.raw.resize(slot.x.size() * dtype_size(dtype));
             from_float(slot.x.data(), slot.x.size(), dtype, slot.raw.data());
@@ -125,6 +134,7 @@ void run(const Options& options) {
   result["layers"] = options.test ? info.layers.size() : back.layers.size();
   result["values"] = values;
   result["dtype"] = dtype_name(dtype);
+  result["device"] = device.name();
   result["seconds"] = seconds;
   const std::string text =
       options.test
@@ -151,6 +161,7 @@ Action add_decompress(CLI::App& app) {
   add_parsed(app, "--layers", options->selection.layers, parse_indices, "LIST", "", "Layers by number, e.g. 0..3,30 (default: all)")
       ->group("Selection");
   add_threads_option(app, options->exec);
+  add_device_option(app, options->exec, "Where to decode: auto (= cpu here), cpu, cuda or cuda:N");
   add_output_options(app, options->output_options);
   return [options] { run(*options); };
 }

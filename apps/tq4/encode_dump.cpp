@@ -12,6 +12,7 @@
 #include "pipeline.h"
 #include "planes.h"
 #include "progress.h"
+#include "tq4/device_rows.h"
 
 namespace tq4::cli {
 namespace {
@@ -25,6 +26,7 @@ struct LayerPlan {
   LayerInfo source;
   const Codec* codec[2] = {nullptr, nullptr};
   const LayerCalibration* calibration = nullptr;
+  const gpu::DeviceRows* device = nullptr;  ///< encodes instead of the codecs
 };
 
 struct Job {
@@ -82,6 +84,23 @@ class Codecs {
   std::map<std::tuple<int, int, int>, std::unique_ptr<Codec>> codecs_;
 };
 
+/// Tables on the GPU, shared likewise; a calibrated layer has its own.
+class DeviceTables {
+ public:
+  DeviceTables(const CodecSpec& spec, std::optional<int> device) : spec_(spec), device_(device) {}
+  const gpu::DeviceRows* get(const LayerInfo& layer, const LayerCalibration* calibration) {
+    if (!device_) return nullptr;
+    std::unique_ptr<gpu::DeviceRows>& entry = tables_[{layer.head_dim, calibration != nullptr ? layer.layer : -1}];
+    if (entry == nullptr) entry = std::make_unique<gpu::DeviceRows>(spec_, layer.head_dim, calibration, *device_);
+    return entry.get();
+  }
+
+ private:
+  CodecSpec spec_;
+  std::optional<int> device_;
+  std::map<std::pair<int, int>, std::unique_ptr<gpu::DeviceRows>> tables_;
+};
+
 StoredLayer stored_layer(const LayerInfo& source, const EncodeRequest& request) {
   StoredLayer stored;
   stored.shape = source;
@@ -126,7 +145,8 @@ void append_jobs(std::vector<Job>& jobs, std::size_t plan_index, const StoredLay
 
 class Encoder {
  public:
-  Encoder(Dump& dump, const std::string& path, const EncodeRequest& request) : dump_(dump), request_(request), codecs_(request.spec) {
+  Encoder(Dump& dump, const std::string& path, const EncodeRequest& request)
+      : dump_(dump), request_(request), codecs_(request.spec), device_tables_(request.spec, request.cuda_device) {
     plan(path);
   }
 
@@ -178,6 +198,7 @@ class Encoder {
           vectors * static_cast<std::uint64_t>(source.head_dim) * (dtype_size(source.k_dtype) + dtype_size(source.v_dtype));
       if (!stored.back().passthrough) {
         if (request_.calibration != nullptr) plan.calibration = request_.calibration->find(source.layer);
+        plan.device = device_tables_.get(source, plan.calibration);
         for (const Side side : {Side::K, Side::V}) {
           const Codec* codec = codecs_.get(side, source, plan.calibration);
           plan.codec[side == Side::K ? 0 : 1] = codec;
@@ -211,43 +232,63 @@ class Encoder {
       return;
     }
     const Codec& codec = *plan.codec[job.side == Side::K ? 0 : 1];
-    const HeadTransform transform = head_transform(plan.calibration, job.side, job.head, job.begin);
-    const Exec exec{1, false, request_.nonfinite};
     slot.planes.resize(codec, job.count);
+    slot.error = {};
+    const std::int64_t measured = measured_rows(job.count);
+    if (plan.device != nullptr) {
+      to_floats(slot, dtype, values);
+      const bool changed = settle_nonfinite(plan, job, slot);
+      plan.device->encode(job.side, job.head, changed ? static_cast<const void*>(slot.x.data()) : slot.raw.data(),
+                          changed ? DType::F32 : dtype, job.count, job.begin, slot.planes.out());
+    } else {
+      encode_on_cpu(plan, job, codec, dtype, values, slot);
+      to_floats(slot, dtype, measured * plan.source.head_dim);
+      for (float& value : slot.x) value = std::isfinite(value) ? value : 0.0f;
+    }
+    if (measured == 0) return;
+    slot.back.resize(static_cast<std::size_t>(measured * plan.source.head_dim));
+    if (plan.device != nullptr)
+      plan.device->decode(job.side, job.head, slot.planes.in(), measured, job.begin, slot.back.data());
+    else
+      codec.decode(slot.planes.in(), measured, slot.back.data(), head_transform(plan.calibration, job.side, job.head, job.begin),
+                   {1, false, request_.nonfinite});
+    slot.error = vector_error(slot.x.data(), slot.back.data(), measured, plan.source.head_dim);
+  }
+
+  void encode_on_cpu(const LayerPlan& plan, const Job& job, const Codec& codec, DType dtype, std::int64_t values, Slot& slot) {
     try {
-      codec.encode(slot.raw.data(), dtype, job.count, slot.planes.out(), transform, exec);
+      codec.encode(slot.raw.data(), dtype, job.count, slot.planes.out(), head_transform(plan.calibration, job.side, job.head, job.begin),
+                   {1, false, request_.nonfinite});
     } catch (const Error& error) {
       if (error.code() != ErrorCode::BadInput) throw;
       to_floats(slot, dtype, values);
-      for (std::int64_t i = 0; i < values; ++i) {
-        const float value = slot.x[static_cast<std::size_t>(i)];
-        if (!std::isfinite(value)) refuse_value(dump_, plan, job, i, value, "; --nonfinite zero stores 0 instead");
-      }
+      settle_nonfinite(plan, job, slot);
       throw Error(error.code(),
                   fmt::format("layer {} {} head {} tokens {}..{}: {}", plan.source.layer, side_name(job.side), job.head, job.begin,
                               job.begin + job.count - 1, error.what()),
                   dump_.info().path);
     }
-    slot.error = {};
-    const std::int64_t measured = measured_rows(job.count);
-    if (measured > 0) {
-      to_floats(slot, dtype, measured * plan.source.head_dim);
-      for (float& value : slot.x) value = std::isfinite(value) ? value : 0.0f;
-      slot.back.resize(slot.x.size());
-      codec.decode(slot.planes.in(), measured, slot.back.data(), transform, exec);
-      slot.error = vector_error(slot.x.data(), slot.back.data(), measured, plan.source.head_dim);
+  }
+
+  /// Refuses NaN and infinity in slot.x, or makes them 0 and says that there were some.
+  bool settle_nonfinite(const LayerPlan& plan, const Job& job, Slot& slot) {
+    bool changed = false;
+    for (std::size_t i = 0; i < slot.x.size(); ++i) {
+      if (std::isfinite(slot.x[i])) continue;
+      if (request_.nonfinite == NonFinite::Refuse)
+        refuse_value(dump_, plan, job, static_cast<std::int64_t>(i), slot.x[i], "; --nonfinite zero stores 0 instead");
+      slot.x[i] = 0;
+      changed = true;
     }
+    return changed;
   }
 
   void encode_exact(const LayerPlan& plan, const Job& job, DType dtype, std::int64_t values, Slot& slot) {
     to_floats(slot, dtype, values);
+    settle_nonfinite(plan, job, slot);
     slot.halves.resize(slot.x.size());
     for (std::int64_t i = 0; i < values; ++i) {
-      float value = slot.x[static_cast<std::size_t>(i)];
-      if (!std::isfinite(value)) {
-        if (request_.nonfinite == NonFinite::Refuse) refuse_value(dump_, plan, job, i, value, "; --nonfinite zero stores 0 instead");
-        value = 0;
-      }
+      const float value = slot.x[static_cast<std::size_t>(i)];
       const std::uint16_t half = float_to_half(value);
       if ((half & 0x7C00u) == 0x7C00u)
         refuse_value(dump_, plan, job, i, value, ", too large for the fp16 that this token or layer is kept in");
@@ -281,6 +322,7 @@ class Encoder {
   Dump& dump_;
   const EncodeRequest& request_;
   Codecs codecs_;
+  DeviceTables device_tables_;
   std::vector<LayerPlan> plans_;
   std::vector<Job> jobs_;
   CompressResult result_;

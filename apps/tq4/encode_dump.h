@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct EncodeRequest {
   Selection selection;
   std::vector<int> skip_layers;
   int threads = 1;
+  std::optional<int> cuda_device;  ///< encode there; else on the CPU
   NonFinite nonfinite = NonFinite::Refuse;
   Measure measure = Measure::Auto;
   bool quiet = false;

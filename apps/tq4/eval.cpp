@@ -337,11 +337,9 @@ Action add_eval(CLI::App& app) {
   add_output_options(app, options->output, true);
   app.add_option("--html", options->html, "Write a self-contained page with pictures")->type_name("PATH")->group("Output");
   add_threads_option(app, options->exec);
-  add_device_option(app, options->exec);
-  if (CLI::Option* device = app.get_option_no_throw("--device")) {
-    device->description(
-        "Where tq4's codecs encode and decode: auto (= cpu here), cpu, cuda or cuda:N. Metrics and other codecs are computed on the CPU");
-  }
+  add_device_option(
+      app, options->exec,
+      "Where tq4's codecs encode and decode: auto (= cpu here), cpu, cuda or cuda:N. Metrics and other codecs are computed on the CPU");
   add_parsed(app, "--memory", options->memory, parse_size, "SIZE", "1G",
              "Measure codecs in batches whose reconstructions fit in this much memory")
       ->group("Execution");

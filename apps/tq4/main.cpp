@@ -50,6 +50,10 @@ int run(int argc, char** argv) {
     sub->formatter(formatter);
     sub->set_help_flag("-h,--help", "Show this help and exit");
     actions.push_back(verb.add(*sub));
+    for (CLI::Option* option : sub->get_options()) {  // "" is a variable that the caller's script did not set
+      if (option->get_expected_max() > 0)
+        option->check(CLI::Validator([](std::string& text) { return text.empty() ? "is empty" : ""; }, ""));
+    }
     subs.push_back(sub);
   }
 

@@ -80,8 +80,19 @@ std::unique_ptr<LayerData> data_of(Options& o) {
   return data;
 }
 
+void check_sizes(const std::vector<std::int64_t>& sizes, const char* option) {
+  for (const std::int64_t n : sizes) {
+    if (n < 1 || n > std::numeric_limits<std::int32_t>::max())
+      throw Error(ErrorCode::Usage, fmt::format("{} is not possible: 1 to 2^31 - 1 are", n), option);
+  }
+}
+
 std::vector<Point> points_of(const Options& o) {
   std::vector<Point> points;
+  check_sizes(o.ctx, "--ctx");
+  check_sizes(o.batch, "--batch");
+  check_sizes(o.block_sizes, "--block-size");
+  check_sizes(o.q_lens, "--q-len");
   if (parse_op(o.op) == gpu::ProfileOp::Prefill && o.q_lens != std::vector<std::int64_t>{1})
     throw Error(ErrorCode::Usage, "prefill takes as many queries as --ctx says; leave it out", "--q-len");
   for (const NamedSpec& named : codec_specs(o.codec)) {

@@ -1,4 +1,5 @@
 // The GPU interface of a CPU-only build: every call says that there is no device, so that programs link and explain themselves.
+#include "tq4/device_rows.h"
 #include "tq4/error.h"
 #include "tq4/gpu.h"
 #include "tq4/prefill.h"
@@ -33,6 +34,14 @@ const Codec& DeviceCodec::host(Side) const { refuse(); }
 double DeviceCodec::rope_theta() const { refuse(); }
 int DeviceCodec::rope_dim() const { refuse(); }
 const DeviceInfo& DeviceCodec::device() const { refuse(); }
+
+struct DeviceRows::Impl {};
+DeviceRows::DeviceRows(const CodecSpec&, int, const LayerCalibration*, int) { refuse(); }
+DeviceRows::DeviceRows(const CodecSpec&, const Codec&, const Codec&, int) { refuse(); }
+DeviceRows::~DeviceRows() = default;
+const Codec& DeviceRows::host(Side) const { refuse(); }
+void DeviceRows::encode(Side, int, const void*, DType, std::int64_t, std::int64_t, const EncodedOut&) const { refuse(); }
+void DeviceRows::decode(Side, int, const EncodedIn&, std::int64_t, std::int64_t, float*) const { refuse(); }
 
 void encode(const DeviceCodec&, Side, const EncodeParams&, Stream) { refuse(); }
 void store(const DeviceCodec&, const StoreParams&, Stream) { refuse(); }

@@ -24,7 +24,7 @@ std::vector<float> read_rows(Dump& dump, std::size_t layer_index, Tensor tensor,
     throw Error(ErrorCode::BadInput,
                 std::string(std::isnan(*bad) ? "NaN" : "infinity") + " at head " + std::to_string(head) + ", token " +
                     std::to_string(at / dim) + ", coordinate " + std::to_string(at % dim) + "; leave the layer out with --layers",
-                "layer " + std::to_string(layer.layer) + " " + name);
+                dump.info().path + ": layer " + std::to_string(layer.layer) + " " + name);
   }
   return rows;
 }

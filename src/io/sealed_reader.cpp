@@ -2,6 +2,7 @@
 // so that reading a head's codes and scales in turn does not read them again and again.
 #include <algorithm>
 #include <cstring>
+#include <string_view>
 
 #include "io/checksum.h"
 #include "io/sealed_file.h"
@@ -15,6 +16,16 @@ std::string shape_text(const std::vector<std::uint64_t>& shape) {
   std::string text = "[";
   for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
   return text + "]";
+}
+
+/// By the first bytes: a file of another format is called that, not a damaged one of this.
+void refuse_other_formats(std::string_view start, const std::string& path, const std::string& what, const std::string& verb) {
+  const char* other = start.starts_with("\x89HDF\r\n\x1a\n")                               ? "an HDF5 file"
+                      : start.starts_with("\x93NUMPY")                                     ? "an npy file"
+                      : start.starts_with("PK\x03\x04") || start.starts_with("PK\x05\x06") ? "an npz (zip) file"
+                                                                                           : nullptr;
+  if (other != nullptr) bad_input(path, "is " + std::string(other) + ", not " + what + "; " + verb + " makes one of a dump");
+  if (start[8] != '{') bad_input(path, "not " + what + " (by its first bytes)");
 }
 
 void check_version(const SafetensorsHeader& header, const std::string& path, const std::string& format) {
@@ -37,8 +48,10 @@ void check_version(const SafetensorsHeader& header, const std::string& path, con
 SealedFile::SealedFile(const std::string& path, const std::string& format) : file_(path) {
   const std::string what = format == "tq4" ? "a tq4 container" : "a tq4 calibration";
   if (file_.size() < 10) bad_input(path, "not " + what + ": only " + std::to_string(file_.size()) + " bytes");
-  std::string text(8, '\0');
-  file_.read_at(0, text.data(), 8);
+  std::string text(10, '\0');
+  file_.read_at(0, text.data(), text.size());
+  refuse_other_formats(text, path, what, format == "tq4" ? "tq4 compress" : "tq4 calibrate");
+  text.resize(8);
   std::uint8_t prefix[8];
   std::memcpy(prefix, text.data(), 8);
   const std::uint64_t length = safetensors_json_length(prefix, file_.size(), path);

@@ -54,6 +54,18 @@ TEST(Usage, HelpVersionAndSlips) {
   const Result no_device = run_program({"profile", "--device", "cuda:99"});
   expect_refused(no_device, 5, "cuda:99");
   EXPECT_EQ(no_device.err.find("--device cpu"), std::string::npos) << "profile has no CPU to fall back to: " << no_device.err;
+  for (const std::string verb : {"compress", "decompress", "eval"}) {
+    const std::string input = verb == "decompress" ? "no.tq4" : kDump;
+    const Result away = run_program({verb, input, "--device", "cuda:99", "-o", "x"});
+    if (verb != "eval") expect_refused(away, 5, "--device cpu");
+    expect_refused(run_program({verb, input, "--device", "gpu"}), 2, "--device: 'gpu' is not one of auto, cpu, cuda, cuda:N");
+  }
+  expect_refused(run_program({"compress", kDump, "-o", ""}), 2, "is empty");
+  expect_refused(run_program({"compress", ""}), 2, "is empty");
+  expect_refused(run_program({"calibrate"}), 2, "DUMPS is required");
+  expect_refused(run_program({"profile", "--dry-run", "--ctx", "0"}), 2, "--ctx: 0 is not possible");
+  expect_refused(run_program({"decompress", kDump, "--test"}), 3, "is an HDF5 file, not a tq4 container; tq4 compress makes one of a dump");
+  expect_refused(run_program({"compress", kDump, "--calibration", kDump}), 3, "not a tq4 calibration; tq4 calibrate makes one");
   // Every verb's help fits 80 columns and shows two examples.
   const Result top = run_program({"--help"});
   std::istringstream lines(top.out.substr(top.out.find("Verbs")));
