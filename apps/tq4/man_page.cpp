@@ -159,7 +159,7 @@ std::string man_page(const CLI::App& root) {
       ".TP\n.B 0\nSuccess.\n.TP\n.B 1\nSomething failed while running (disk full, out of memory).\n.TP\n.B 2\nWrong usage.\n"
       ".TP\n.B 3\nA file is corrupt, cut short or not what it says it is.\n.TP\n.B 4\nA result is worse than the limit that was set.\n"
       ".TP\n.B 5\nA CUDA device was asked for and there is none.\n.TP\n.B 6\nA valid combination that no code path serves.\n"
-      ".TP\n.B 130\nInterrupted; nothing was left half\\-written.\n"
+      ".TP\n.B 130\nInterrupted (128 + N by signal N); nothing was left half\\-written.\n"
       ".SH ENVIRONMENT\n.TP\n.B NO_COLOR\nNo colours in progress.\n.TP\n.B TMPDIR\nWhere data from and for pipes is spooled (default "
       "/tmp).\n";
   return out;
