@@ -163,6 +163,12 @@ __device__ __forceinline__ void fence_bulk_copies() {
 
 // ---- Between thread blocks and launches ----
 
+/// Adds 1 and returns what was there: releases this thread's writes to global memory, acquires those of the blocks counted before.
+__device__ __forceinline__ std::uint32_t count_acq_rel(std::uint32_t* counter) {
+  std::uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
 /// N words (1, 2, 4 or 8, aligned to their size up to 16 bytes) that blocks of one launch pass to each other: written and read where all see them, each word
 /// by itself, in no order with others.
 template <int N>

@@ -184,6 +184,7 @@ inline void fence_bulk_copies() {}
 
 // ---- Between thread blocks and launches ----
 
+inline std::uint32_t count_acq_rel(std::uint32_t* counter) { return (*counter)++; }
 template <int N>
 void store_relaxed(std::uint32_t* at, const std::uint32_t (&v)[N]) {
   std::memcpy(at, v, sizeof(v));
