@@ -75,6 +75,11 @@ __device__ __forceinline__ unsigned short to_bf16_bits(float v) {
   if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<unsigned short>((u >> 16) | 0x40u);
   return static_cast<unsigned short>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
+/// (x, y) to two fp16, x in the lower half.
+__device__ __forceinline__ std::uint32_t half2_bits(float x, float y) {
+  const __half2 h = __floats2half2_rn(x, y);
+  return *reinterpret_cast<const std::uint32_t*>(&h);
+}
 __device__ __forceinline__ void store_element(void* p, DType dtype, std::int64_t i, float v) {
   switch (dtype) {
     case DType::F16: static_cast<__half*>(p)[i] = __float2half_rn(v); break;

@@ -6,6 +6,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/prefill_attention/flash.h"
+#include "cuda/prefill_attention/row_end.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/views.cuh"
 
@@ -13,7 +14,7 @@ namespace tq4::gpu {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * 32, kKeys = 64;
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kLog2e = 1.4426950408889634f;
 
 template <int HD>
 struct Tile {
@@ -56,8 +57,7 @@ __global__ void __launch_bounds__(kThreads) flash_kernel(const __grid_constant__
         unsigned* w = &v.x;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          const __half2 h = __floats2half2_rn(__uint_as_float(w[k] << 16), __uint_as_float(w[k] & 0xffff0000u));
-          w[k] = *reinterpret_cast<const unsigned*>(&h);
+          w[k] = bf16x2_to_half2(w[k]);
         }
       }
     }
@@ -191,8 +191,7 @@ __global__ void __launch_bounds__(kThreads) flash_kernel(const __grid_constant__
       for (int m = 0; m < T::kM; ++m) {
 #pragma unroll
         for (int h = 0; h < 4; ++h) {  // (row, key half): (0, 0), (8, 0), (0, 8), (8, 8)
-          const __half2 v = __floats2half2_rn(logits[m][2 * k + (h >> 1)][2 * (h & 1)], logits[m][2 * k + (h >> 1)][2 * (h & 1) + 1]);
-          p[m][h] = *reinterpret_cast<const unsigned*>(&v);
+          p[m][h] = half2_bits(logits[m][2 * k + (h >> 1)][2 * (h & 1)], logits[m][2 * k + (h >> 1)][2 * (h & 1) + 1]);
         }
       }
 #pragma unroll
@@ -213,34 +212,16 @@ __global__ void __launch_bounds__(kThreads) flash_kernel(const __grid_constant__
   for (int m = 0; m < T::kM; ++m) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float l = sum[m][i];
-      l += __shfl_xor_sync(~0u, l, 1);
-      l += __shfl_xor_sync(~0u, l, 2);
       const int row = row0 + (warp * T::kM + m) * 16 + (lane >> 2) + 8 * i;
+      const RowEnd end = end_row(maximum[m][i], sum[m][i], a.sink_logits ? a.sink_logits + head * group + row % group : nullptr);
       if (row >= rows) continue;
-      float top = maximum[m][i], weight = 1.0f;
-      if (a.sink_logits) {
-        const float sink = a.sink_logits[head * group + row % group] * kLog2e;
-        const float higher = fmaxf(top, sink);
-        weight = exp2f(top - higher);
-        l = fmaf(l, weight, exp2f(sink - higher));
-        top = higher;
-      }
-      const float inverse = l > 0.0f ? weight / l : 0.0f;
       const std::int64_t at = q_index(row);
-      if (a.lse && (lane & 3) == 0) a.lse[at / dim] = l > 0.0f ? (top + log2f(l)) * kLn2 : -INFINITY;
+      if (a.lse && (lane & 3) == 0) a.lse[at / dim] = end.lse();
 #pragma unroll
       for (int n = 0; n < HD / 8; ++n) {
         if (n * 8 < dim) {
-          const float x = out[m][n][2 * i] * inverse, y = out[m][n][2 * i + 1] * inverse;
-          unsigned bits;
-          if (a.dtype == static_cast<int>(DType::BF16)) {
-            bits = to_bf16_bits(x) | static_cast<unsigned>(to_bf16_bits(y)) << 16;
-          } else {
-            const __half2 h = __floats2half2_rn(x, y);
-            bits = *reinterpret_cast<const unsigned*>(&h);
-          }
-          *reinterpret_cast<unsigned*>(static_cast<std::uint16_t*>(a.out) + at + n * 8 + 2 * (lane & 3)) = bits;
+          *reinterpret_cast<unsigned*>(static_cast<std::uint16_t*>(a.out) + at + n * 8 + 2 * (lane & 3)) =
+              pack_pair(out[m][n][2 * i] * end.factor, out[m][n][2 * i + 1] * end.factor, a.dtype);
         }
       }
     }

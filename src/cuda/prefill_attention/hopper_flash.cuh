@@ -13,7 +13,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/prefill_attention/hopper_loads.cuh"
-#include "cuda/views.cuh"
+#include "cuda/prefill_attention/row_end.cuh"
 
 namespace tq4::gpu {
 
@@ -42,7 +42,7 @@ template <int HD, bool Int8, bool TakeTurns>
 __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flash_kernel(const __grid_constant__ HopperFlashArgs args) {
   using T = HopperTile<HD, Int8>;
   using Product = std::conditional_t<Int8, int, float>;
-  constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+  constexpr float kLog2e = 1.4426950408889634f;
   TQ4_DYNAMIC_SHARED(unsigned char, memory);
   const FlashArgs& a = args.flash;
   const int group = a.num_q_heads / a.num_kv_heads;
@@ -171,8 +171,7 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
         for (int k = 0; k < kTileKeys / 16; ++k) {
 #pragma unroll
           for (int h = 0; h < 4; ++h) {  // (row, key half): (0, 0), (8, 0), (0, 8), (8, 8)
-            const __half2 v = __floats2half2_rn(s[4 * (2 * k + (h >> 1)) + 2 * (h & 1)], s[4 * (2 * k + (h >> 1)) + 2 * (h & 1) + 1]);
-            weights[k][h] = *reinterpret_cast<const unsigned*>(&v);
+            weights[k][h] = half2_bits(s[4 * (2 * k + (h >> 1)) + 2 * (h & 1)], s[4 * (2 * k + (h >> 1)) + 2 * (h & 1) + 1]);
           }
         }
       };
@@ -234,30 +233,12 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
       named_barrier_sync(1 + me, 128);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float l = sum[i];
-        l += __shfl_xor_sync(~0u, l, 1);
-        l += __shfl_xor_sync(~0u, l, 2);
         const int r = warp * 16 + (lane >> 2) + 8 * i, row = row0 + me * 64 + r;
-        float top = maximum[i] * scale[i], weight = 1.0f;
-        if (a.sink_logits) {
-          const float sink = a.sink_logits[head * group + row % group] * kLog2e;
-          const float higher = fmaxf(top, sink);
-          weight = exp2f(top - higher);
-          l = fmaf(l, weight, exp2f(sink - higher));
-          top = higher;
-        }
-        const float inverse = l > 0.0f ? weight / l : 0.0f;
-        if (a.lse && (lane & 3) == 0 && row < rows) a.lse[element(row) / HD] = l > 0.0f ? (top + log2f(l)) * kLn2 : -INFINITY;
+        const RowEnd end = end_row(maximum[i] * scale[i], sum[i], a.sink_logits ? a.sink_logits + head * group + row % group : nullptr);
+        if (a.lse && (lane & 3) == 0 && row < rows) a.lse[element(row) / HD] = end.lse();
 #pragma unroll
         for (int n = 0; n < HD / 8; ++n) {
-          const float x = out[4 * n + 2 * i] * inverse, y = out[4 * n + 2 * i + 1] * inverse;
-          unsigned bits;
-          if (a.dtype == static_cast<int>(DType::BF16)) {
-            bits = to_bf16_bits(x) | static_cast<unsigned>(to_bf16_bits(y)) << 16;
-          } else {
-            const __half2 h = __floats2half2_rn(x, y);
-            bits = *reinterpret_cast<const unsigned*>(&h);
-          }
+          const std::uint32_t bits = pack_pair(out[4 * n + 2 * i] * end.factor, out[4 * n + 2 * i + 1] * end.factor, a.dtype);
           sts32(query + (n >> 3) * 8192 + r * 128 + ((n & 7) ^ (r & 7)) * 16 + (lane & 3) * 4, bits);
         }
       }

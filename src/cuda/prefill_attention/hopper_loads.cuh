@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include "cuda/prefill_attention/hopper_work.cuh"
+#include "cuda/prefill_attention/row_end.cuh"
 #include "cuda/wgmma.cuh"
 
 namespace tq4::gpu {
@@ -76,10 +77,7 @@ __device__ __forceinline__ void load_queries(const HopperFlashArgs& args, const 
         std::uint32_t w[4];
         lds128(place(i), w);
 #pragma unroll
-        for (std::uint32_t& v : w) {
-          const __half2 h = __floats2half2_rn(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));
-          v = *reinterpret_cast<const std::uint32_t*>(&h);
-        }
+        for (std::uint32_t& v : w) v = bf16x2_to_half2(v);
         sts128_words<0>(place(i), static_cast<int>(w[0]), static_cast<int>(w[1]), static_cast<int>(w[2]), static_cast<int>(w[3]));
       }
     }

@@ -10,11 +10,6 @@
 
 namespace tq4::gpu {
 
-__device__ __forceinline__ std::uint32_t half2_bits(float x, float y) {
-  const __half2 h = __floats2half2_rn(x, y);
-  return *reinterpret_cast<const std::uint32_t*>(&h);
-}
-
 /// Eight coordinates at x[at .. at + 7] minus the centre's, in fp32. at < 0: zeros. 16-byte aligned.
 __device__ __forceinline__ void load_eight(float (&v)[8], const void* x, DType dtype, std::int64_t at, const float* centre) {
 #pragma unroll
