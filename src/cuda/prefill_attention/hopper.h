@@ -18,10 +18,15 @@ struct TiledKeys {
   std::int8_t* q8;     ///< int8 queries, like q
   float* q8_scale;     ///< [total_q, num_q_heads]
 };
+/// Rows (query, head of the group) without a division.
+struct GroupRows {
+  unsigned group = 1, inverse = ~0u;  ///< floor(2^32 / group), at most 2^32 - 1
+};
 struct HopperFlashArgs {
   FlashArgs flash;  ///< k and v are not read
   TiledKeys tiles;
-  int section;  ///< heads under way at a time: hopper_work.cuh; launch_hopper_flash() sets it
+  GroupRows rows;  ///< this and what follows: launch_hopper_flash() sets them
+  int section;     ///< heads under way at a time (hopper_work.cuh)
 };
 /// Null where the kernel serves this call, otherwise what it lacks.
 const char* hopper_flash_lacks(const FlashArgs& args, const DeviceInfo& device);

@@ -45,7 +45,6 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
   constexpr float kLog2e = 1.4426950408889634f;
   TQ4_DYNAMIC_SHARED(unsigned char, memory);
   const FlashArgs& a = args.flash;
-  const int group = a.num_q_heads / a.num_kv_heads;
   const HopperMemory<HD, Int8> m{(shared_address(memory) + 1023) & ~1023u};
   if (threadIdx.x == 0) {
     for (int s = 0; s < T::kStages; ++s) {
@@ -66,10 +65,10 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
   launch_dependents();
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x >> 7), 0);
   if (warpgroup == 0) {
-    registers_down<40>();
+    registers_down<56>();
     load_pieces<HD, Int8>(args, m);
   } else {
-    registers_up<232>();
+    registers_up<224>();
     const int me = warpgroup - 1, thread = static_cast<int>(threadIdx.x) & 127, warp = thread >> 5, lane = thread & 31;
     const int my_turn = 3 + me, other_turn = 4 - me;
     if constexpr (TakeTurns) {
@@ -87,13 +86,9 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
         piece.kv_len = static_cast<int>(lds32(m.piece(slot) + 16));
       }
       if (piece.row0 < 0) break;
-      const int row0 = piece.row0, head = piece.head, kv_len = piece.kv_len, rows = piece.q_len * group, offset = kv_len - piece.q_len;
-      const auto [tile_begin, tile_end, first_position, last_position] = key_range<T::kRows>(a, piece);
+      const int row0 = piece.row0, kv_len = piece.kv_len, rows = piece.q_len * static_cast<int>(args.rows.group);
+      const auto [tile_begin, tile_end, first_position, last_position] = key_range<T::kRows>(args, piece);
       const std::uint32_t query = m.queries(slot) + me * T::kQueries;
-      const auto element = [&](int row) {  // of q and out
-        return (static_cast<std::int64_t>(piece.q_begin + row / group) * a.num_q_heads + head * group + row % group) * HD;
-      };
-
       float out[HD / 2], maximum[2], sum[2], scale[2];
       std::uint32_t weights[kTileKeys / 16][4];
       RowRange range[2];
@@ -101,11 +96,12 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
       for (int i = 0; i < HD / 2; ++i) out[i] = 0.0f;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int row = min(row0 + me * 64 + warp * 16 + (lane >> 2) + 8 * i, rows - 1), position = offset + row / group;
+        const int row = min(row0 + me * 64 + warp * 16 + (lane >> 2) + 8 * i, rows - 1),
+                  position = kv_len - piece.q_len + query_of(args.rows, row).query;
         maximum[i] = -INFINITY;
         sum[i] = 0.0f;
         scale[i] = a.sm_scale * kLog2e;
-        if constexpr (Int8) scale[i] *= args.tiles.q8_scale[element(row) / HD];
+        if constexpr (Int8) scale[i] *= args.tiles.q8_scale[place_of(args, piece, row)];
         range[i] = {a.window > 0 ? position - a.window + 1 : 0, a.causal ? min(kv_len, position + 1) : kv_len};
       }
       const std::uint64_t query_operand = wgmma_rows(query), key_operand = wgmma_rows(m.base + T::kKeys),
@@ -234,8 +230,10 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int r = warp * 16 + (lane >> 2) + 8 * i, row = row0 + me * 64 + r;
-        const RowEnd end = end_row(maximum[i] * scale[i], sum[i], a.sink_logits ? a.sink_logits + head * group + row % group : nullptr);
-        if (a.lse && (lane & 3) == 0 && row < rows) a.lse[element(row) / HD] = end.lse();
+        const std::int64_t place = place_of(args, piece, row);
+        const int q_head = piece.head * static_cast<int>(args.rows.group) + query_of(args.rows, row).head;
+        const RowEnd end = end_row(maximum[i] * scale[i], sum[i], a.sink_logits ? a.sink_logits + q_head : nullptr);
+        if (a.lse && (lane & 3) == 0 && row < rows) a.lse[place] = end.lse();
 #pragma unroll
         for (int n = 0; n < HD / 8; ++n) {
           const std::uint32_t bits = pack_pair(out[4 * n + 2 * i] * end.factor, out[4 * n + 2 * i + 1] * end.factor, a.dtype);
@@ -243,13 +241,14 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
         }
       }
       __syncwarp();
-#pragma unroll
+#pragma unroll 4
       for (int i = lane; i < 16 * (HD / 8); i += 32) {
         const int r = warp * 16 + i / (HD / 8), c = i % (HD / 8), row = row0 + me * 64 + r;
         if (row >= rows) continue;
         std::uint32_t v[4];
         lds128(query + (c >> 3) * 8192 + r * 128 + ((c & 7) ^ (r & 7)) * 16, v);
-        *reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(a.out) + element(row) + c * 8) = make_uint4(v[0], v[1], v[2], v[3]);
+        *reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(a.out) + place_of(args, piece, row) * HD + c * 8) =
+            make_uint4(v[0], v[1], v[2], v[3]);
       }
       __syncwarp();
       if (lane == 0) mbarrier_arrive(m.piece_empty(slot));
@@ -263,6 +262,7 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
 template <int HD, bool Int8, bool TakeTurns>
 void launch_hopper(HopperFlashArgs a, const DeviceInfo& device, cudaStream_t stream) {
   using T = HopperTile<HD, Int8>;
+  a.rows = group_rows(a.flash);
   a.section = section_heads(a.flash, a.tiles.tiles);
   allow_shared(hopper_flash_kernel<HD, Int8, TakeTurns>, T::kBytes, device.shared_bytes_per_block, "prefill");
   const std::int64_t rows = static_cast<std::int64_t>(a.flash.max_q_len) * (a.flash.num_q_heads / a.flash.num_kv_heads);

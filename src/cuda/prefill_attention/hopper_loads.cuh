@@ -51,7 +51,7 @@ __device__ __forceinline__ void load_queries(const HopperFlashArgs& args, const 
   using T = HopperTile<HD, Int8>;
   constexpr int kChunks = T::kQueryBytes / 64 / 16;  // of a row
   const FlashArgs& a = args.flash;
-  const int first = static_cast<int>(threadIdx.x) - 32, group = a.num_q_heads / a.num_kv_heads;
+  const int first = static_cast<int>(threadIdx.x) - 32, last_row = piece.q_len * static_cast<int>(args.rows.group) - 1;
   const auto place = [&](int i) {
     const int r = i / kChunks, c = i % kChunks;
     return to + (r >> 6) * T::kQueries + (c >> 3) * 8192 + (r & 63) * 128 + ((c & 7) ^ (r & 7)) * 16;
@@ -65,8 +65,7 @@ __device__ __forceinline__ void load_queries(const HopperFlashArgs& args, const 
     const auto* q = Int8 ? reinterpret_cast<const std::uint8_t*>(args.tiles.q8) : static_cast<const std::uint8_t*>(a.q);
 #pragma unroll 1
     for (int i = first; i < T::kRows * kChunks; i += 96) {
-      const int row = min(piece.row0 + i / kChunks, piece.q_len * group - 1);
-      const std::int64_t at = static_cast<std::int64_t>(piece.q_begin + row / group) * a.num_q_heads + piece.head * group + row % group;
+      const std::int64_t at = place_of(args, piece, min(piece.row0 + i / kChunks, last_row));
       copy_async_16(place(i), q + at * (kChunks * 16) + i % kChunks * 16);
     }
     copy_async_commit();
@@ -94,12 +93,12 @@ __device__ __forceinline__ void load_pieces(const HopperFlashArgs& args, const H
   PieceWalk walk;
   int n = static_cast<int>(blockIdx.x), slot = 0, slot_parity = 1, stage = 0, parity = 1;  // the first round finds all empty
   while (true) {
-    const FlashPiece piece = walk.find(a, args.section, T::kRows, n);
+    const FlashPiece piece = walk.find(args, T::kRows, n);
     if (threadIdx.x >= 32) {
       load_queries<HD, Int8>(args, piece, m.queries(slot), m.piece(slot), m.piece_empty(slot), slot_parity, m.piece_full(slot));
     } else if (threadIdx.x == 0 && piece.row0 >= 0) {
       const unsigned next = gridDim.x + atomicAdd(a.next_work, 1u);  // known by the time it is needed
-      const KeyRange keys = key_range<T::kRows>(a, piece);
+      const KeyRange keys = key_range<T::kRows>(args, piece);
       const std::int64_t first = (static_cast<std::int64_t>(piece.sequence) * a.num_kv_heads + piece.head) * args.tiles.tiles;
       for (int tile = keys.tile_end - 1; tile >= keys.tile_begin; --tile) {
         const std::int64_t at = first + tile;
