@@ -218,7 +218,8 @@ void launch_inverse(const char* what, const Rows& a, std::int64_t rows, unsigned
   const std::size_t shared = image_shared_bytes(dim, parts);
   const auto launch = [&](auto* kernel) {
     allow_shared(kernel, shared, device.shared_bytes_per_block, what);
-    launch_kernel_early(what, {grid, kInverseThreads, shared, stream}, kernel, a);
+    const LaunchShape shape{grid, kInverseThreads, shared, stream};
+    device.compute_major >= 9 ? launch_kernel_early(what, shape, kernel, a) : launch_kernel(what, shape, kernel, a);
   };
   const bool fine = static_cast<DType>(a.dtype) == DType::F32;
   if (dim == 64) {
