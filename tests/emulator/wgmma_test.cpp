@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <random>
 #include <vector>
 
@@ -87,6 +88,52 @@ TEST_F(Wgmma, RowsTimesRows) {
     gpu::wgmma_wait<0>();
     for (int i = 0; i < 64; ++i) ASSERT_EQ(static_cast<float>(n[i]), want(row(i), column(i)));
   });
+}
+
+TEST_F(Wgmma, RegistersTimesRows) {
+  const Matrix a = whole_numbers(64, 16, 3), b = whole_numbers(128, 64, 4);  // B's columns 48 .. 63 take part
+  const auto multiply = [&]<int N>(float(&d)[N], bool add) {
+    std::uint32_t fragment[4];
+    for (int i = 0; i < 4; ++i) {
+      const auto r = static_cast<std::size_t>(row(2 * (i % 2))), c = static_cast<std::size_t>(2 * (lane_id() % 4) + i / 2 * 8);
+      fragment[i] = half_of(a[r][c]) | static_cast<std::uint32_t>(half_of(a[r][c + 1])) << 16;
+    }
+    for (float& v : d) v = 0.5f;
+    gpu::wgmma_registers_rows(d, fragment, gpu::wgmma_further(gpu::wgmma_rows(kB), 96), add);
+    gpu::wgmma_commit();
+    gpu::wgmma_wait<0>();
+    for (int i = 0; i < N; ++i) {
+      float want = add ? 0.5f : 0.0f;
+      for (std::size_t k = 0; k < 16; ++k) want += a[static_cast<std::size_t>(row(i))][k] * b[static_cast<std::size_t>(column(i))][48 + k];
+      ASSERT_EQ(d[i], want);
+    }
+  };
+  on_warpgroup([&] {
+    if (threadIdx.x == 0) put<std::uint16_t>(b, kB, half_of);
+    __syncthreads();
+    float narrow[32], wide[64];
+    for (const bool add : {false, true}) multiply(narrow, add), multiply(wide, add);
+  });
+}
+
+/// Operands the hardware would read from elsewhere, or that it takes from one lane alone.
+TEST_F(Wgmma, RefusesOperands) {
+  const auto error_of = [](const std::function<std::uint64_t()>& operand) {
+    options() = {7, Copies::Eager, 1};
+    try {
+      emulate("k", {1, 1, 1}, 128, kShared, [&] {
+        float d[32];
+        const std::uint32_t fragment[4] = {};
+        gpu::wgmma_registers_rows(d, fragment, operand(), false);
+      });
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(error_of([] { return gpu::wgmma_rows(kB); }), "");
+  EXPECT_NE(error_of([] { return gpu::wgmma_rows(kB + 128); }).find("first row of a group"), std::string::npos);
+  EXPECT_NE(error_of([] { return gpu::wgmma_rows(kB + threadIdx.x % 2 * 1024); }).find("lanes of a wgmma differ"), std::string::npos);
 }
 
 TEST_F(Wgmma, RegistersTimesColumns) {
