@@ -39,6 +39,9 @@ class Encoded:
         """Shape of the vectors: the axes before head_dim, then head_dim."""
         return (*self.codes.shape[:-1], self.head_dim)
 
+    def __repr__(self) -> str:
+        return f"<tq4 encoded {self.side} {self.shape}, {self.nbytes} bytes>"
+
     @property
     def planes(self) -> tuple[Any, ...]:
         return (self.codes, self.scale, self.zero, self.signs, self.residual_norm)

@@ -43,6 +43,7 @@ def test_round_trip_error_is_what_theory_says(name, side):
     back = codec.decode(encoded)
     assert encoded.shape == x.shape and back.shape == x.shape and back.dtype == np.float32
     assert encoded.nbytes == 4 * 300 * codec.vector_bytes(side)
+    assert repr(encoded) == f"<tq4 encoded {side} (4, 300, 128), {encoded.nbytes} bytes>"
     error, theory = relative_error(x, back), codec.theoretical_mse(side)
     if np.isnan(theory):
         assert error < 0.15
