@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """python3 check.py libtq4_prefill.so: prefill from planes against float64 attention on the decoded values, over head sizes, groups, batches of sequences
-of different lengths (queries of 1 among them), causal and not, each path. Exits 1 where an error exceeds its limit (fp16 2e-3, int8 3e-2)."""
+of different lengths (queries of 1 among them), causal and not, each path; then the call in a CUDA graph, replayed as it was and with a sequence of
+other lengths. Exits 1 where an error exceeds its limit (fp16 2e-3, int8 3e-2) or bits differ between two calls."""
 import ctypes
 import sys
 
@@ -46,16 +47,41 @@ def main():
                     assert lib.tq4_prefill(codec, ctypes.byref(c), stream) == 0, lib.tq4_error()
                     first = out.clone()
                     assert lib.tq4_prefill(codec, ctypes.byref(c), stream) == 0
+                    same = torch.equal(first, out)
                     error = ((out.double() - want).norm() / want.norm()).item()
                     key = (path, dim)
                     worst[key] = max(worst.get(key, 0), error)
-                    if not error < (3e-2 if path == "int8" else 2e-3) or not torch.equal(first, out):
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph):
+                        capturing = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+                        assert lib.tq4_prefill(codec, ctypes.byref(c), capturing) == 0, lib.tq4_error()
+                    replayed = [replay(graph, out)]
+                    cu_q[-1] -= 1
+                    cu_k[-1] -= 1
+                    replayed.append(replay(graph, out))
+                    out.fill_(float("nan"))
+                    assert lib.tq4_prefill(codec, ctypes.byref(c), stream) == 0
+                    last = int(cu_q[-1])
+                    graphs = torch.equal(replayed[0], first) and torch.equal(replayed[1][:last], out[:last])
+                    cu_q[-1] += 1
+                    cu_k[-1] += 1
+                    if not graphs:
                         failed += 1
-                        print("FAILED", path, dim, heads, kv_heads, q_lens, prefixes, spec, causal, error, "same twice:", torch.equal(first, out))
+                        print("FAILED in a graph", path, dim, heads, kv_heads, q_lens, prefixes, spec, causal)
+                    out.copy_(first)
+                    if not error < (3e-2 if path == "int8" else 2e-3) or not same:
+                        failed += 1
+                        print("FAILED", path, dim, heads, kv_heads, q_lens, prefixes, spec, causal, error, "same twice:", same)
     for key, error in sorted(worst.items()):
         print(*key, f"worst relative error {error:.2e}")
     print("failed:", failed)
     sys.exit(failed > 0)
+
+
+def replay(graph, out):
+    out.fill_(float("nan"))
+    graph.replay()
+    return out.clone()
 
 
 def attention(q, k, v, causal):
