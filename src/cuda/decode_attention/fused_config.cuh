@@ -16,13 +16,16 @@ struct Config {
   using Key = Key_;
   using Value = Value_;
   static constexpr int D = S::D;
+  /// Of a thread block, a power of two. 16 leave 128 registers a thread: not enough for much more than 4 rows of 128 dims, and what is spilled waits behind the
+  /// stream of tiles.
+  static constexpr int Warps = S::Tiles * D > 128 ? 8 : 16;
   static constexpr int CodeBytes = Key::kBytes + Value::kBytes;
   static constexpr int ScaleBytes = 64 + (Value::kZero ? 32 : 0);
   static constexpr int SlotBytes = CodeBytes + ScaleBytes;
   static constexpr int RoundRows = D <= 128 ? 32 : 16;  // query rows of all pairs of a round
   static constexpr int Pairs = RoundRows / S::Rows;     // pairs of a round
   static_assert(Pairs <= 8);
-  static constexpr int States = kWarps + Pairs;  // a warp's last state, and one for the warp in which a pair ends
+  static constexpr int States = Warps + Pairs;  // a warp's last state, and one for the warp in which a pair ends
   static constexpr std::uint32_t kBase = 1024;
   static constexpr std::uint32_t kEnd = 228 * 1024;
   static constexpr int RowStride =
@@ -31,24 +34,25 @@ struct Config {
   static constexpr int HalfStride = D * 2;  // bytes of a row of queries or finished outputs (fp16), see half_at()
   static constexpr int PairStateBytes = (Pairs * StateBytes + HalfStride - 1) / HalfStride * HalfStride;
   static constexpr int HighBytes = PairStateBytes + RoundRows * HalfStride;
-  static constexpr int SmallBytes = 1024 + 512 + kWarps * 64;  // mbarriers, what the warps tell each other, where their walks rest
+  static constexpr int SmallBytes = 1024 + 512 + Warps * 64;  // mbarriers, what the warps tell each other, where their walks rest
   // Rings: those of the first WarpsLow warps lie below the tables, the others above.
   static constexpr int Low = kTableAddress - kBase - SmallBytes;
   static constexpr int High = kEnd - 2 * kTableAddress - HighBytes;
   static constexpr int stages() {
     for (int n = 8; n > 1; --n)
-      if (Low / (n * SlotBytes) + High / (n * SlotBytes) >= kWarps) return n;
+      if (Low / (n * SlotBytes) + High / (n * SlotBytes) >= Warps) return n;
     return 1;
   }
   static constexpr int Stages = stages();
   static constexpr int RingBytes = Stages * SlotBytes;
   static constexpr int WarpsLow = Low / RingBytes;
   static_assert(Stages >= 2 && RingBytes >= StateBytes, "no room for a ring, or for a state in it");
-  static constexpr std::uint32_t kBarriers = kTableAddress - SmallBytes;  // kWarps * Stages mbarriers
+  static constexpr std::uint32_t kBarriers = kTableAddress - SmallBytes;  // Warps * Stages mbarriers
   static constexpr std::uint32_t kStateSlot = kBarriers + 1024;  // States words: slot of the state's pair in the round, -1 = no state
   static constexpr std::uint32_t kPairTable =
       kStateSlot + 4 * 24;  // Pairs x (sequence, head, whether it ends in this block, seq_len, begin, units), 32 bytes each
-  static constexpr std::uint32_t kRound = kPairTable + 8 * 32;     // a RoundRecord
+  static constexpr std::uint32_t kRound = kPairTable + 8 * 32;     // Round
+  static constexpr std::uint32_t kOpening = kRound + 32;           // the pair of Round::opening
   static constexpr std::uint32_t kWalks = kBarriers + 1024 + 512;  // two a warp
   static constexpr std::uint32_t kPairStates = kEnd - HighBytes;
   static constexpr std::uint32_t kQueries = kPairStates;  // as they came, before there are states
@@ -65,7 +69,7 @@ struct Config {
     return warp < WarpsLow ? kBase + warp * RingBytes : 2 * kTableAddress + (warp - WarpsLow) * RingBytes;
   }
   /// State i: a warp's own lies in its ring (empty by then), those of ended pairs beside it.
-  __device__ static std::uint32_t state(int i) { return i < kWarps ? ring(i) : kPairStates + (i - kWarps) * StateBytes; }
+  __device__ static std::uint32_t state(int i) { return i < Warps ? ring(i) : kPairStates + (i - Warps) * StateBytes; }
 };
 
 __device__ __forceinline__ std::uint32_t bf16x2_to_half2(std::uint32_t x) {

@@ -11,7 +11,8 @@ void launch(const Params& params, int blocks, Stream stream) {
   constexpr int kShared = C::kEnd - C::kBase;
   static const cudaError_t ready = cudaFuncSetAttribute(fused_decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   check(ready, "fused decode");
-  launch_kernel_early("fused decode", {dim3(static_cast<unsigned>(blocks)), kWarps * 32, kShared, static_cast<cudaStream_t>(stream), true},
+  launch_kernel_early("fused decode",
+                      {dim3(static_cast<unsigned>(blocks)), C::Warps * 32, kShared, static_cast<cudaStream_t>(stream), true},
                       fused_decode_kernel<C>, params);
 }
 

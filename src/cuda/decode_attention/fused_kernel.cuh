@@ -115,7 +115,7 @@ struct Kernel : Merges<C> {
   }
 
   static constexpr int TableParts =
-      16 / kWarps;  // a warp fills so many parts of 16 codes, K's entries in its lower lanes, V's in the upper
+      16 / C::Warps;  // a warp fills so many parts of 16 codes, K's entries in its lower lanes, V's in the upper
   /// This lane's entries of the tables.
   __device__ __forceinline__ void table_entries(std::uint32_t (&entry)[TableParts]) const {
 #pragma unroll
@@ -141,23 +141,55 @@ struct Kernel : Merges<C> {
     }
   }
 
-  /// The pairs of the round that begins at unit `begin`, with `pair`; all threads know how many there are, the table is written by one.
-  __device__ __forceinline__ Round open_round(const Plan& plan, int begin, Pair pair) const {
-    Round round{plan.length, plan.begin, plan.end, begin, 0, 0};
+  /// The pairs of the round that begins at unit round.begin, with `pair`; all threads know how many there are, the table is written by one.
+  __device__ __forceinline__ void open_round(Round& round, Pair pair) const {
+    const int end = round.opening == 2 ? pair.end() : round.piece_end;
+    round.pairs = 0;
 #pragma unroll 1
     for (;;) {
       if (warp == 0 && lane == 0) {
         const std::uint32_t at = C::kPairTable + round.pairs * 32;
-        sts128_words<0>(at, pair.seq, pair.head, pair.end() <= plan.end, pair.seq_len);
+        sts128_words<0>(at, pair.seq, pair.head, pair.end() <= round.piece_end, pair.seq_len);
         sts128_words<16>(at, pair.begin, pair.units, 0, 0);
       }
       ++round.pairs;
-      round.end = min(pair.end(), plan.end);
-      if (round.end == plan.end || round.pairs == C::Pairs) break;
+      round.end = min(pair.end(), end);
+      if (round.end == end || round.pairs == C::Pairs) break;
       pair.next(p);
     }
     if (warp == 0 && lane == 0) round.rest(C::kRound);
+  }
+  /// The first round of the piece, which begins with a unit of `first`; `first` becomes the round's first pair.
+  __device__ __forceinline__ Round open_first(const Plan& plan, Pair& first) const {
+    Round round{plan.length, plan.begin, plan.end, plan.begin, 0, 0, 0, 0};
+    open_round(round, first);
+    if (round.end == plan.end || first.begin == plan.begin) return round;
+    if (warp == 0 && lane == 0) {
+      sts128_words<0>(C::kOpening, first.seq, first.head, first.seq_len, first.begin);
+      sts32(C::kOpening + 16, (std::uint32_t)first.units);
+    }
+    round.opening = 1;
+    round.begin = first.end();
+    first.next(p);
+    open_round(round, first);
     return round;
+  }
+  /// The round after `round`, and its first pair. Behind a barrier, and with one inside.
+  __device__ __forceinline__ void open_next(Round& round, Pair& first) const {
+    if (round.end == round.piece_end) {
+      int unused[3];
+      lds128_ordered<0>(C::kOpening, first.seq, first.head, first.seq_len, first.begin);
+      lds128_ordered<16>(C::kOpening, first.units, unused[0], unused[1], unused[2]);
+      round.begin = round.piece_begin;
+      round.opening = 2;
+    } else {
+      first = this->pair_at(round.pairs - 1);
+      if (first.end() == round.end) first.next(p);
+      round.begin = round.end;
+    }
+    __syncthreads();
+    ++round.number;
+    open_round(round, first);
   }
 
   /// Goes on to the next stage of the ring: 1 when that is its first.
@@ -185,7 +217,7 @@ struct Kernel : Merges<C> {
     if (!make_plan(p, lane, own_length, plan, first)) return;
     fill_tables(entry);
     std::uint32_t stage = 0, parity = 0;
-    Round round = open_round(plan, plan.begin, first);
+    Round round = open_first(plan, first);
 
     for (;;) {
       this->identify();
@@ -197,34 +229,38 @@ struct Kernel : Merges<C> {
       typename Base::Share share;
       if (p.query_matrix) this->load_share(share, p.query_matrix, p.query_head_stride, warp, first.head);
       Walk walk;
-      walk.enter(p, first, round.begin, round.end, warp);
+      walk.enter(p, first, round.begin, round.end, warp, C::Warps);
       Loader<C::CodeBytes, C::ScaleBytes> loader;
       loader.start(p, walk, walk_at + 32, lane);
       walk.rest(walk_at, lane);
 
       // Queries come before tiles, or they wait behind them. Not so while the kernels before still run: then tiles fill the time.
       std::uint32_t to = slot, to_bar = bar, to_stage = stage;
-      int asked = 0, ask = round.first() && early && loader.alive ? min(loader.early(p), C::Stages) : 0;
+      int asked = 0;
+      if (round.first() && early) {
+        const int ask = loader.alive ? min(loader.early(p), C::Stages) : 0;
 #pragma unroll 1
-      for (bool ready = false;; ready = true, ask = C::Stages) {
-#pragma unroll 1
-        for (; asked < ask && loader.alive; ++asked) {
-          loader.load(p, lane, to, to_bar, policy);
+        for (; asked < ask; ++asked) {
+          loader.load_within(p, to, to_bar, policy);
           next_stage(to, to_bar, to_stage);
         }
-        if (ready) break;
-        if (round.first() && early) wait_for_previous_kernels();
-        __syncthreads();  // the table of pairs is there
-        this->copy_queries(round.pairs, p.query_matrix ? C::kQueries : C::kRotated);
-        if (p.query_matrix) {
-          __syncthreads();
-          this->rotate_queries(round.pairs, C::kQueries, share);
-        }
-        if (!round.first()) fence_bulk_copies();  // states were written where tiles go now
+        wait_for_previous_kernels();
+      }
+      __syncthreads();  // the table of pairs is there
+      this->copy_queries(round.pairs, p.query_matrix ? C::kQueries : C::kRotated);
+      if (p.query_matrix) {
+        __syncthreads();
+        this->rotate_queries(round.pairs, C::kQueries, share);
+      }
+      if (!round.first()) fence_bulk_copies();  // states were written where tiles go now
+#pragma unroll 1
+      for (; asked < C::Stages && loader.alive; ++asked) {
+        loader.load(p, lane, to, to_bar, policy);
+        next_stage(to, to_bar, to_stage);
       }
       if (round.first()) launch_dependents();
       if (lane == 0) sts32(C::kStateSlot + warp * 4, ~0u);
-      if (warp == 0 && lane < C::Pairs) sts32(C::kStateSlot + (kWarps + lane) * 4, ~0u);
+      if (warp == 0 && lane < C::Pairs) sts32(C::kStateSlot + (C::Warps + lane) * 4, ~0u);
       __syncthreads();
 
       RowState<S> st;
@@ -265,7 +301,7 @@ struct Kernel : Merges<C> {
         walk.wake(walk_at);
         walk.pos = walk.segment_end();
         if (walk.pos == walk.end) break;
-        this->write_state(st, kWarps + walk.slot, walk.slot);  // the pair ends inside this warp's share
+        this->write_state(st, C::Warps + walk.slot, walk.slot);  // the pair ends inside this warp's share
         walk.next_pair(p);
         walk.rest(walk_at, lane);
       }
@@ -275,22 +311,20 @@ struct Kernel : Merges<C> {
       __syncthreads();
       const int pairs = (int)lds32(C::kRound + 20);
       this->merge_round(pairs);
-      if (pairs == 1 && !this->pair_word(0, 2)) break;  // the block had a part of one pair, no more
+      round.wake(C::kRound);
+      if (round.last() && pairs == 1 && !this->pair_word(0, 2)) break;  // no more than a part of one pair
       __syncthreads();
       this->identify();
       round.wake(C::kRound);
       this->write_outputs(round.pairs, share);
       if (round.last()) break;
-      first = this->pair_at(round.pairs - 1);
-      if (first.end() == round.end) first.next(p);
-      __syncthreads();
-      round = open_round({round.length, round.piece_begin, round.piece_end}, round.end, first);
+      open_next(round, first);
     }
   }
 };
 
 template <class C>
-__global__ void __launch_bounds__(kWarps * 32, 1) fused_decode_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(C::Warps * 32, 1) fused_decode_kernel(const __grid_constant__ Params p) {
   TQ4_DYNAMIC_SHARED(std::uint8_t, shared);
   if (threadIdx.x == 0 && shared_address(shared) > C::kBase) __trap();  // the fixed addresses need the usual 1 KiB of system use
   Kernel<C>(p).run();

@@ -154,8 +154,8 @@ struct Merges : Rotations<C> {
   }
   /// The states that the warps have of a row of the pair in `slot`, merged: lane i < 16 weighs that of warp i, lane 16 that of the warp in which the pair ends.
   __device__ __forceinline__ Row add_states(int slot, int row) const {
-    const int index = lane < kWarps ? lane : kWarps + slot;
-    const bool mine = lane <= kWarps && (int)lds32(C::kStateSlot + index * 4) == slot;
+    const int index = lane < C::Warps ? lane : C::Warps + slot;
+    const bool mine = lane <= C::Warps && (int)lds32(C::kStateSlot + index * 4) == slot;
     float m = kMaskedMax, l = 0.f;
     if (mine) {
       const std::uint32_t at = C::state(index) + S::Rows * C::RowStride + row * 8;
@@ -190,7 +190,7 @@ struct Merges : Rotations<C> {
   /// block: that one first, others wait for it.
   __device__ __forceinline__ void merge_round(int pairs) const {
 #pragma unroll 1
-    for (int i = warp; i < pairs * S::Rows; i += kWarps) {
+    for (int i = warp; i < pairs * S::Rows; i += C::Warps) {
       const int slot = pairs - 1 - (int)((unsigned)i / S::Rows), row = (unsigned)i % S::Rows;
       if (row >= rows()) continue;
       Row sum = add_states(slot, row);

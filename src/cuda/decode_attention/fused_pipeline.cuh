@@ -58,20 +58,25 @@ struct Loader {
     ids_next = 0;
     settle(p, walk, lane);
   }
-  /// How many of the next tiles, of this segment, hold no tokens that the kernel before this one in the stream may still be writing.
+  /// How many tiles load_within() may ask for that hold no tokens which the kernel before this one in the stream may still be writing.
   __device__ __forceinline__ int early(const Params& p) const {
     Walk walk;
     walk.wake(walk_at);
-    return min((walk.pair.tokens(p).end - p.fresh_tokens) / kTile, tile_end) - tile;
+    return min(min((walk.pair.tokens(p).end - p.fresh_tokens) / kTile, tile_end) - tile, batch - 1);
   }
-  /// Asks for the next tile into `dst`, to be announced at `bar`.
-  __device__ __forceinline__ void load(const Params& p, int lane, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {
+  /// Asks for the next tile into `dst`, to be announced at `bar`; it is not the last of its batch of page numbers.
+  __device__ __forceinline__ void load_within(const Params& p, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {
     const std::uint32_t page = __shfl_sync(~0u, ids, index);
     const int within = tile & ((1 << p.tiles_per_page_log2) - 1);
     bulk_load<CodeBytes, ScaleBytes>(dst, codes + (std::uint64_t)page * p.code_stride + within * CodeBytes,
                                      scales + (std::uint64_t)page * p.scale_stride + within * ScaleBytes, bar, policy);
     ++tile;
-    if (++index == batch) {
+    ++index;
+  }
+  /// Asks for the next tile, whichever it is.
+  __device__ __forceinline__ void load(const Params& p, int lane, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {
+    load_within(p, dst, bar, policy);
+    if (index == batch) {
       Walk walk;
       walk.wake(walk_at);
       if (tile < tile_end) {

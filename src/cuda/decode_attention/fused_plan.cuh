@@ -9,8 +9,7 @@
 
 namespace tq4::gpu::fused {
 
-constexpr int kWarps = 16;  // of a thread block, a power of two
-constexpr int kTile = 16;   // tokens a tile
+constexpr int kTile = 16;  // tokens a tile
 
 __device__ __forceinline__ int divide(int a, int b) {  // a >= 0, b > 0: float and corrections, no slow integer division
   int q = __float2int_rz(__fdividef(__int2float_rn(a), __int2float_rn(b)));
@@ -101,27 +100,29 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
       base += __shfl_sync(~0u, sum, 31) * p.num_kv_heads;
     }
   }
-  pair.enter_sequence(p);
+  pair.seq_len = pair.seq < 32 ? __shfl_sync(~0u, own_length, pair.seq) : __ldg(p.seq_lens + pair.seq);
+  pair.units = Tokens(p, pair.seq_len).units();
   pair.head = divide(plan.begin - base, pair.units);
   pair.begin = base + pair.head * pair.units;
   return true;
 }
 
-/// A round and the block's piece: in shared memory while tiles need the registers.
+/// A round and the block's piece: in shared memory while tiles need the registers. A pair that began in lower blocks makes its block wait for them in the end: where a
+/// piece takes several rounds, that pair is a round of its own and the last, or every block would wait for the one before it to finish all its rounds.
 struct Round {
   int length, piece_begin, piece_end;  // Plan
   int begin, end, pairs;               // units of this round, and how many pairs they belong to
-  __device__ __forceinline__ bool first() const { return begin == piece_begin; }
-  __device__ __forceinline__ bool last() const { return end == piece_end; }
+  int number;                          // 0, 1, ...
+  int opening;                         // the pair that began in lower blocks: 0 in its turn, 1 to come last, 2 this round
+  __device__ __forceinline__ bool first() const { return number == 0; }
+  __device__ __forceinline__ bool last() const { return opening == 2 || (opening == 0 && end == piece_end); }
   __device__ __forceinline__ void rest(std::uint32_t at) const {
     sts128_words<0>(at, length, piece_begin, piece_end, begin);
-    sts32(at + 16, (std::uint32_t)end);
-    sts32(at + 20, (std::uint32_t)pairs);
+    sts128_words<16>(at, end, pairs, number, opening);
   }
   __device__ __forceinline__ void wake(std::uint32_t at) {
-    int unused[2];
     lds128_ordered<0>(at, length, piece_begin, piece_end, begin);
-    lds128_ordered<16>(at, end, pairs, unused[0], unused[1]);
+    lds128_ordered<16>(at, end, pairs, number, opening);
   }
 };
 
@@ -130,12 +131,12 @@ struct Walk {
   Pair pair;
   int slot;      // of the pair in the round
   int pos, end;  // units left of this warp's share
-  __device__ __forceinline__ void enter(const Params& p, const Pair& first, int round_begin, int round_end, int warp) {
+  __device__ __forceinline__ void enter(const Params& p, const Pair& first, int round_begin, int round_end, int warp, int warps) {
     pair = first;
     slot = 0;
     const int n = round_end - round_begin;
-    pos = round_begin + n * warp / kWarps;
-    end = round_begin + n * (warp + 1) / kWarps;
+    pos = round_begin + n * warp / warps;
+    end = round_begin + n * (warp + 1) / warps;
 #pragma unroll 1
     while (pos < end && pos >= pair.end()) next_pair(p);
   }

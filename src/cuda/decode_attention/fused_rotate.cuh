@@ -49,7 +49,7 @@ template <class C>
 struct Rotations {
   using S = typename C::S;
   static constexpr int D = C::D;
-  static constexpr int ShareBlocks = D / 8 / kWarps > 1 ? D / 8 / kWarps : 1;
+  static constexpr int ShareBlocks = D / 8 >= 2 * C::Warps ? 2 : 1;
   static constexpr int Blocks = D / 8 / ShareBlocks;  // shares of a matrix
   using Share = MatrixRows<D, ShareBlocks>;
 
@@ -95,7 +95,7 @@ struct Rotations {
 
   /// The queries of the round as fp16 to the rows at `to`, 16 bytes a thread. Rows that there are not become 0.
   __device__ __forceinline__ void copy_queries(int pairs, std::uint32_t to) const {
-    constexpr int kWords = C::RoundRows * D / 8, kThreads = kWarps * 32;
+    constexpr int kWords = C::RoundRows * D / 8, kThreads = C::Warps * 32;
     static_assert(kWords <= kThreads || kWords % kThreads == 0);
 #pragma unroll
     for (int i = 0; i < (kWords + kThreads - 1) / kThreads; ++i) copy_query(pairs, to, i * kThreads + warp * 32 + lane);
@@ -130,7 +130,7 @@ struct Rotations {
             sts32(C::half_at(C::kRotated, row, (job.block * ShareBlocks + n) * 8 + 2 * t), pack_half2(c[n][2 * h], c[n][2 * h + 1]));
         }
       }
-      i += kWarps;
+      i += C::Warps;
       if (i < jobs) load_share(share, p.query_matrix, p.query_head_stride, i, per_head ? pair_word((unsigned)i / Blocks, 1) : 0);
     }
   }
@@ -153,7 +153,7 @@ struct Rotations {
   __device__ __forceinline__ void write_outputs(int pairs, Share& share) const {
     if (!p.inverse_matrix) {
 #pragma unroll 1
-      for (int e = warp * 32 + lane; e < pairs * S::Rows * (D / 2); e += kWarps * 32) {
+      for (int e = warp * 32 + lane; e < pairs * S::Rows * (D / 2); e += C::Warps * 32) {
         const unsigned row = (unsigned)e / (D / 2), dim = (unsigned)e % (D / 2) * 2;
         const std::uint32_t two = lds32(C::half_at(C::kRotated, row, dim));
         put(pairs, row, dim, half_bits_to_float(two & 0xffff), half_bits_to_float(two >> 16));
@@ -177,7 +177,7 @@ struct Rotations {
             put(pairs, row, (job.block * ShareBlocks + n) * 8 + 2 * t, h ? c[n][2] : c[n][0], h ? c[n][3] : c[n][1]);
         }
       }
-      i += kWarps;
+      i += C::Warps;
       if (i < jobs) load_share(share, p.inverse_matrix, p.inverse_head_stride, i, per_head ? pair_word((unsigned)i / Blocks, 1) : 0);
     }
   }
