@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
   launch_dependents();
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x >> 7), 0);
   if (warpgroup == 0) {
-    registers_down<56>();
+    registers_down<56>();  // the addresses of queries need them; the others do with 224
     load_pieces<HD, Int8>(args, m);
   } else {
     registers_up<224>();
@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(HopperTile<HD, Int8>::kThreads, 1) hopper_flas
       if (me == 1) named_barrier_arrive(other_turn, 256);  // the first warpgroup begins
     }
     int stage = 0, parity = 0;
+    static_assert(T::kPieces == 2);
     for (int slot = 0, slot_parity = 0;; slot_parity ^= slot, slot ^= 1) {
       mbarrier_wait(m.piece_full(slot), slot_parity);
       FlashPiece piece{};
