@@ -145,6 +145,12 @@ void run(const Options& options) {
   }
 }
 
+double parse_error_bound(std::string_view text) {
+  const double bound = parse_number(text);
+  if (bound < 0) throw Error(ErrorCode::Usage, fmt::format("'{}' is below 0, which no error is", text));
+  return bound;
+}
+
 }  // namespace
 
 Action add_compare(CLI::App& app) {
@@ -154,7 +160,7 @@ Action add_compare(CLI::App& app) {
             {"tq4 compare dump.h5 dump.tq4 --max-error 0.02", "the same without writing back.h5; exit 4 when K or V lost more than 2%"}});
   app.add_option("ORIGINAL", options->original, "Dump or container")->required();
   app.add_option("OTHER", options->other, "Dump or container")->required();
-  add_parsed(app, "--max-error", options->max_error, parse_number, "ERROR", "",
+  add_parsed(app, "--max-error", options->max_error, parse_error_bound, "ERROR", "",
              "Exit 4 when the relative squared error of K or of V is above")
       ->group("Checks");
   add_selection_options(app, options->selection, true);

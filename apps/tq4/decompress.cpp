@@ -42,7 +42,11 @@ constexpr std::int64_t kJobValues = 1 << 19;
 /// One dtype for the whole file: the one asked for, else that of the source.
 DType output_dtype(const Options& options, const ContainerInfo& info) {
   if (!options.dtype.empty()) {
-    const DType dtype = dtype_from_name(options.dtype);
+    DType dtype = DType::U8;
+    try {
+      dtype = dtype_from_name(options.dtype);
+    } catch (const Error&) {  // said below, with what serves here
+    }
     if (dtype != DType::F16 && dtype != DType::BF16 && dtype != DType::F32)
       throw Error(ErrorCode::Usage, fmt::format("'{}' is not one of float16, bfloat16, float32", options.dtype), "--dtype");
     return dtype;

@@ -73,7 +73,8 @@ class Evaluation {
           heads.emplace_back(i, h);
       }
     }
-    if (heads.empty()) throw Error(ErrorCode::BadInput, "no layer with tokens and no head is left to measure", dump_.info().path);
+    if (heads.empty())
+      throw Error(ErrorCode::BadInput, "nothing to measure: no layer with tokens, or none of the heads asked for", dump_.info().path);
     samples_.choose(dump_.info(), heads);
     for (std::size_t n = 0; n < heads.size(); ++n) {
       first_ = static_cast<double>(n) / static_cast<double>(heads.size());

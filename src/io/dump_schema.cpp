@@ -277,6 +277,9 @@ Schema assemble(const std::string& path, const std::string& format, const std::v
   }
   std::erase_if(by_layer, [](const auto& layer) { return !layer.second.contains(Role::K) && !layer.second.contains(Role::V); });
   if (by_layer.empty()) {
+    const auto is_pages = [](const SourceTensor& source) { return source.path.ends_with("/block_table"); };
+    if (std::any_of(sources.begin(), sources.end(), is_pages))
+      bad_input(path, "holds pages (cache, block_table), not keys and values; tq4 convert makes a container of them");
     bad_input(path,
               "no keys and values found; expected datasets named /layer_{i}/k and /layer_{i}/v (or key/value, layer_{i}_key, K_layer{i}, "
               "key_cache_{i}), found " +

@@ -19,12 +19,12 @@ std::string shape_text(const std::vector<std::uint64_t>& shape) {
 }
 
 /// By the first bytes: a file of another format is called that, not a damaged one of this.
-void refuse_other_formats(std::string_view start, const std::string& path, const std::string& what, const std::string& verb) {
+void refuse_other_formats(std::string_view start, const std::string& path, const std::string& what, const std::string& mend) {
   const char* other = start.starts_with("\x89HDF\r\n\x1a\n")                               ? "an HDF5 file"
                       : start.starts_with("\x93NUMPY")                                     ? "an npy file"
                       : start.starts_with("PK\x03\x04") || start.starts_with("PK\x05\x06") ? "an npz (zip) file"
                                                                                            : nullptr;
-  if (other != nullptr) bad_input(path, "is " + std::string(other) + ", not " + what + "; " + verb + " makes one of a dump");
+  if (other != nullptr) bad_input(path, "is " + std::string(other) + ", not " + what + "; " + mend);
   if (start[8] != '{') bad_input(path, "not " + what + " (by its first bytes)");
 }
 
@@ -50,7 +50,8 @@ SealedFile::SealedFile(const std::string& path, const std::string& format) : fil
   if (file_.size() < 10) bad_input(path, "not " + what + ": only " + std::to_string(file_.size()) + " bytes");
   std::string text(10, '\0');
   file_.read_at(0, text.data(), text.size());
-  refuse_other_formats(text, path, what, format == "tq4" ? "tq4 compress" : "tq4 calibrate");
+  refuse_other_formats(text, path, what,
+                       format == "tq4" ? "tq4 compress makes one of a dump, tq4 convert of pages" : "tq4 calibrate makes one of dumps");
   text.resize(8);
   std::uint8_t prefix[8];
   std::memcpy(prefix, text.data(), 8);

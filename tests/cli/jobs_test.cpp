@@ -129,6 +129,12 @@ TEST(Program, ConvertsBetweenContainerAndEveryLayout) {
     ASSERT_EQ(run_program({"convert", pages, "-o", back}).status, 0) << c.codec;
     const Result same = run_program({"compare", container, back, "--max-error", "0"});
     EXPECT_EQ(same.status, 0) << c.codec << same.err << same.out;
+    const Result no_dump = run_program({"inspect", pages});
+    EXPECT_EQ(no_dump.status, 3);
+    EXPECT_NE(no_dump.err.find("holds pages (cache, block_table), not keys and values; tq4 convert"), std::string::npos) << no_dump.err;
+    const Result dtype = run_program({"decompress", back, "-o", pages + ".x", "--dtype", "int8"});
+    EXPECT_EQ(dtype.status, 2);
+    EXPECT_NE(dtype.err.find("--dtype: 'int8' is not one of float16, bfloat16, float32"), std::string::npos) << dtype.err;
   }
   const Scratch scratch;
   ASSERT_EQ(run_program({"compress", kDump, "--sinks", "4", "-o", scratch.path("a.tq4")}).status, 0);

@@ -65,6 +65,7 @@ TEST(Usage, HelpVersionAndSlips) {
   expect_refused(run_program({"calibrate"}), 2, "DUMPS is required");
   expect_refused(run_program({"profile", "--dry-run", "--ctx", "0"}), 2, "--ctx: 0 is not possible");
   expect_refused(run_program({"decompress", kDump, "--test"}), 3, "is an HDF5 file, not a tq4 container; tq4 compress makes one of a dump");
+  expect_refused(run_program({"compare", kDump, kDump, "--max-error", "-1"}), 2, "--max-error: '-1' is below 0");
   expect_refused(run_program({"compress", kDump, "--calibration", kDump}), 3, "not a tq4 calibration; tq4 calibrate makes one");
   // Every verb's help fits 80 columns and shows two examples.
   const Result top = run_program({"--help"});
