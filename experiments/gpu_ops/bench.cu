@@ -156,17 +156,87 @@ __global__ void __launch_bounds__(256) mixed_kernel(const uint4* from, uint4* to
     }
   }
 }
+/// What a kernel reaches that only moves `read` and `written` bytes: a thread reads and writes 16-byte pieces in turn, 4 of the larger at a time.
+/// Early: it begins while the one ahead of it ends, as the library's kernels do.
+template <int In, int Out>
+__global__ void __launch_bounds__(256) plain_kernel(const uint4* from, uint4* to, unsigned pieces) {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  const unsigned warps = gridDim.x * 8, lane = threadIdx.x % 32;
+  for (unsigned w = blockIdx.x * 8 + threadIdx.x / 32; w < pieces / 32; w += warps) {
+    uint4 v[In];
+#pragma unroll
+    for (int k = 0; k < In; ++k) v[k] = __ldcs(from + (static_cast<std::size_t>(w) * In + k) * 32 + lane);
+    uint4 x = v[0];
+#pragma unroll
+    for (int k = 1; k < In; ++k) x.x ^= v[k].x, x.y ^= v[k].y, x.z ^= v[k].z, x.w ^= v[k].w;
+#pragma unroll
+    for (int k = 0; k < Out; ++k) __stcs(to + (static_cast<std::size_t>(w) * Out + k) * 32 + lane, make_uint4(x.x + k, x.y, x.z, x.w));
+  }
+}
+template <class... Params, class... Args>
+void launch(bool early, dim3 grid, int threads, cudaStream_t stream, void (*kernel)(Params...), Args... args) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = early ? 1 : 0;
+  OK(cudaLaunchKernelEx(&config, kernel, args...));
+}
+template <int In, int Out>
+void plain_floor() {
+  constexpr std::size_t kSmall = std::size_t{262144} * 64, kLarge = kSmall * 4;  // bytes of codes and of fp16 rows of 262,144 times 128
+  std::vector<std::unique_ptr<Memory>> from, to;
+  for (int i = 0; i < 4; ++i) {
+    from.push_back(std::make_unique<Memory>(In > Out ? kLarge : kSmall));
+    to.push_back(std::make_unique<Memory>(In > Out ? kSmall : kLarge));
+  }
+  for (const bool early : {false, true}) {
+    for (const int blocks : {0, 8}) {
+      const unsigned pieces = kSmall / 16, grid = blocks == 0 ? pieces / 256 : device_info(0).sm_count * static_cast<unsigned>(blocks);
+      char name[80];
+      std::snprintf(name, sizeof name, "plain %d:%d %s %u blocks", In, Out, early ? "early" : "in turn", grid);
+      const Median m = in_graph(name, 12, [&](int i, cudaStream_t stream) {
+        launch(early, grid, 256, stream, plain_kernel<In, Out>, static_cast<const uint4*>(from[i % 4]->data),
+               static_cast<uint4*>(to[i % 4]->data), pieces);
+      });
+      std::printf("%-40s %6.2f [%.2f %.2f] us for %.1f MB: %.0f GB/s\n", name, m.median, m.low, m.high, (kSmall + kLarge) * 1e-6,
+                  (kSmall + kLarge) / m.median * 1e-3);
+    }
+  }
+}
 void fill(const Memory& m, DType dtype, std::size_t n, unsigned seed) {
   normal_kernel<<<1024, 256>>>(m.data, dtype == DType::F32 ? 2 : dtype == DType::BF16 ? 1 : 0, n, seed);
   OK(cudaDeviceSynchronize());
 }
 
+/// What a store cannot do without: after the wait, a row's slot and 16 bytes of x a thread, then 4 bytes of the slot's page. No arithmetic.
+__global__ void __launch_bounds__(256) touch_kernel(const uint4* k, const uint4* v, const long long* slots, unsigned char* pages,
+                                                    long long block_stride, int heads, int block_size) {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  const unsigned row = blockIdx.x * 16 + threadIdx.x / 16, head = row % static_cast<unsigned>(heads);
+  const long long slot = __ldg(slots + row / static_cast<unsigned>(heads));
+  const uint4 x = __ldcs((blockIdx.z == 0 ? k : v) + row * 16 + threadIdx.x % 16);
+  unsigned char* to = pages + slot / block_size * block_stride + ((blockIdx.z * heads + head) * block_size + slot % block_size) * 64;
+  reinterpret_cast<unsigned*>(to)[threadIdx.x % 16] = x.x ^ x.y ^ x.z ^ x.w;
+}
+
 CodecSpec spec_of(const char* name, RotationKind rotation) {
   CodecSpec spec = spec_from_name(name);
-  spec.k.rotation = spec.v.rotation = rotation;
+  if (rotation == RotationKind::None) return spec;  // the codec's own
+  for (SideSpec* side : {&spec.k, &spec.v}) {
+    if (side->rotation != RotationKind::None || spec.k.rotation == spec.v.rotation) side->rotation = rotation;
+  }
   return spec;
 }
-const char* name_of(RotationKind k) { return k == RotationKind::Haar ? "haar" : k == RotationKind::Hadamard ? "hadamard" : "hadamard+-"; }
+const char* name_of(RotationKind k) {
+  return k == RotationKind::None ? "own" : k == RotationKind::Haar ? "haar" : k == RotationKind::Hadamard ? "hadamard" : "hadamard+-";
+}
 
 enum class Path { Tensor, Single, Sequential };
 
@@ -265,11 +335,12 @@ void rows_back(const char* codec_name, RotationKind rotation, int dim, DType dty
 }
 
 /// A step's tokens into 64 caches in turn (cold pages), alone and behind an empty kernel, which is no early launch.
-void step(const char* codec_name, RotationKind rotation, int dim, int batch, bool sequential) {
+void step(const char* codec_name, RotationKind rotation, int dim, int batch, bool sequential, LayoutKind kind = LayoutKind::Native,
+          bool touch_too = false) {
   constexpr int kHeads = 8, kCaches = 64, kBlockSize = 16;
   const CodecSpec spec = spec_of(codec_name, rotation);
   const DeviceCodec codec(spec, dim, kHeads);
-  const PageLayout layout = make_layout(LayoutKind::Native, spec, kHeads, dim, kBlockSize);
+  const PageLayout layout = make_layout(kind, spec, kHeads, dim, kBlockSize);
   const std::int64_t pages = batch * 64;
   std::mt19937_64 random(3);
   const std::size_t elements = static_cast<std::size_t>(batch * kHeads * dim);
@@ -300,6 +371,16 @@ void step(const char* codec_name, RotationKind rotation, int dim, int batch, boo
   std::snprintf(name, sizeof name, "store %s %s d%d batch %d%s", codec_name, name_of(rotation), dim, batch,
                 sequential ? " sequential" : "");
   const std::string n = name;
+  if (touch_too) {
+    const Median m = in_graph(n + " touch", kCaches, [&](int i, cudaStream_t stream) {
+      const auto at = static_cast<std::size_t>(i);
+      launch(true, dim3(static_cast<unsigned>(batch * kHeads / 16), 1, 2), 256, stream, touch_kernel,
+             static_cast<const uint4*>(k[at]->data), static_cast<const uint4*>(v[at]->data), slots[at]->as<const long long>(),
+             caches[at]->as<unsigned char>(), static_cast<long long>(layout.block_stride), kHeads, kBlockSize);
+    });
+    std::printf("%-48s chain %6.2f [%.2f %.2f] us\n", "a kernel that reads a store's x and slots and writes as much", m.median, m.low,
+                m.high);
+  }
   const Median chain = in_graph(n + " chain", kCaches, run);
   const Median behind = in_graph(n + " behind empty", kCaches, [&](int i, cudaStream_t stream) {
     empty_kernel<<<dim3(16, 1, 2), 256, 0, stream>>>();
@@ -348,6 +429,35 @@ int main(int argc, char** argv) {
     step("tq4", RotationKind::Haar, 128, 32, false);
     return 0;
   }
+  const bool variant = argc > 2 && std::strcmp(argv[2], "variant") == 0;
+  if (variant) {
+    ceiling = 4540e9;
+    const std::string what = argc > 3 ? argv[3] : "encode";
+    if (what == "encode") {
+      for (const RotationKind r : {RotationKind::Hadamard, RotationKind::Haar})
+        planes("tq4", r, 128, DType::F16, 32768, 8, Path::Tensor, true);
+      planes("tq4", RotationKind::Hadamard, 128, DType::F32, 32768, 8, Path::Tensor, false);
+    } else if (what == "rotated") {
+      rows_back("tq4", RotationKind::Haar, 128, DType::F16, 32768, 8, true, false);
+      rows_back("tq3", RotationKind::Haar, 128, DType::F16, 32768, 8, true, false);
+    } else if (what == "back") {
+      rows_back("tq4", RotationKind::Hadamard, 128, DType::F16, 32768, 8, false, false);
+      rows_back("tq4", RotationKind::Hadamard, 128, DType::F32, 32768, 8, false, false);
+    } else if (what == "inverse") {
+      rows_back("tq4", RotationKind::Haar, 128, DType::F16, 32768, 8, false, false);
+    } else {
+      for (const char* codec : {"k8v4", "vllm:4bit_nc"}) planes(codec, RotationKind::None, 128, DType::F16, 32768, 8, Path::Tensor, false);
+      step("tq4", RotationKind::Haar, 128, 32, false, LayoutKind::Native, true);
+      for (const RotationKind r : {RotationKind::Haar, RotationKind::Hadamard}) {
+        for (const int dim : {64, 128, 256}) step("tq4", r, dim, 32, false);
+      }
+      for (const char* codec : {"k4v3", "tq3", "k8v4"}) step(codec, RotationKind::Hadamard, 128, 32, false);
+      for (const char* codec : {"vllm:k8v4", "vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc"})
+        step(codec, RotationKind::None, 128, 32, false, LayoutKind::Vllm);
+      step("turboquant-vllm", RotationKind::None, 128, 32, false, LayoutKind::TurboquantVllm);
+    }
+    return 0;
+  }
   const bool quick = argc > 2 && std::strcmp(argv[2], "quick") == 0;
   {
     const std::size_t bytes = std::size_t{4} << 30;
@@ -372,19 +482,27 @@ int main(int argc, char** argv) {
     std::printf("memcpy: %.0f GB/s read and written\n", static_cast<double>(bytes) / c.median * 1e-3);
   }
   std::printf("%s, read bandwidth %.0f GB/s\n", device_info(0).name.c_str(), ceiling * 1e-9);
+  plain_floor<4, 1>();
+  plain_floor<1, 4>();
   empty(1, 32, 0);
   empty(dim3(16, 1, 2), 256, 17472);
   constexpr RotationKind kHaar = RotationKind::Haar, kHadamard = RotationKind::Hadamard;
   for (const RotationKind r : {kHaar, kHadamard}) {
-    step("tq4", r, 128, 32, false);
+    step("tq4", r, 128, 32, false, LayoutKind::Native, r == kHaar);
     if (!quick) step("tq4", r, 128, 32, true);
   }
   if (!quick) {
     step("tq4", kHaar, 128, 1, false);
-    step("k4v3", kHaar, 128, 32, false);
-    step("k8v4", kHaar, 128, 32, false);
-    step("tq4", kHaar, 64, 32, false);
-    step("tq4", kHaar, 256, 32, false);
+    for (const char* codec : {"k4v3", "tq3", "k8v4"}) {
+      for (const RotationKind r : {kHaar, kHadamard}) step(codec, r, 128, 32, false);
+    }
+    for (const char* codec : {"vllm:k8v4", "vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc"}) {
+      for (const int dim : {64, 128, 256}) step(codec, RotationKind::None, dim, 32, false, LayoutKind::Vllm);
+    }
+    step("turboquant-vllm", RotationKind::None, 128, 32, false, LayoutKind::TurboquantVllm);
+    for (const int dim : {64, 256}) {
+      for (const RotationKind r : {kHaar, kHadamard}) step("tq4", r, dim, 32, false);
+    }
     step("tq4", kHaar, 128, 256, false);
   }
   for (const RotationKind r : {kHaar, kHadamard}) planes("tq4", r, 128, DType::F16, 32768, 8, Path::Tensor, true);
@@ -398,7 +516,9 @@ int main(int argc, char** argv) {
       planes("tq2", r, 128, DType::F16, 32768, 8, Path::Tensor, false);
       planes("tq4", r, 64, DType::F16, 65536, 8, Path::Tensor, true);
     }
-    planes("tq4", kHaar, 256, DType::F16, 16384, 8, Path::Tensor, true);
+    for (const RotationKind r : {kHaar, kHadamard}) planes("tq4", r, 256, DType::F16, 16384, 8, Path::Tensor, true);
+    for (const char* codec : {"k8v4", "vllm:4bit_nc", "vllm:3bit_nc", "turboquant-vllm"})
+      planes(codec, RotationKind::None, 128, DType::F16, 32768, 8, Path::Tensor, false);
     planes("fp8", kHaar, 128, DType::F16, 32768, 8, Path::Tensor, false);
     planes("tq4", RotationKind::HadamardSigned, 128, DType::F16, 32768, 8, Path::Tensor, false);
     for (const std::int64_t n : {1024, 4096, 131072}) planes("tq4", kHaar, 128, DType::F16, n, 8, Path::Tensor, false);
@@ -409,10 +529,13 @@ int main(int argc, char** argv) {
   rows_back("tq4", kHaar, 128, DType::F16, 32768, 8, true, false);
   if (!quick) {
     rows_back("tq4", kHaar, 128, DType::F16, 32768, 8, false, true);
-    rows_back("tq3", kHaar, 128, DType::F16, 32768, 8, false, false);
     rows_back("tq3", kHaar, 128, DType::F16, 32768, 8, true, false);
     rows_back("tq2", kHaar, 128, DType::F16, 32768, 8, false, false);
-    rows_back("tq4", kHaar, 64, DType::F16, 65536, 8, false, false);
+    for (const RotationKind r : {kHaar, kHadamard}) {
+      rows_back("tq3", r, 128, DType::F16, 32768, 8, false, false);
+      rows_back("tq4", r, 64, DType::F16, 65536, 8, false, false);
+      rows_back("tq4", r, 256, DType::F16, 16384, 8, false, false);
+    }
     rows_back("tq4", kHaar, 128, DType::F16, 131072, 8, false, false);
     rows_back("tq4", kHaar, 128, DType::BF16, 32768, 8, true, false);
   }

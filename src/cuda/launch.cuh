@@ -39,6 +39,12 @@ void launch_kernel_early(const char* what, const LaunchShape& shape, void (*kern
   check(cudaLaunchKernelEx(&config, kernel, args...), what);
 }
 
+/// The one or the other: a device before sm_90 has no early launch.
+template <class... Params, class... Args>
+void launch_kernel_early_if(bool able, const char* what, const LaunchShape& shape, void (*kernel)(Params...), const Args&... args) {
+  able ? launch_kernel_early(what, shape, kernel, args...) : launch_kernel(what, shape, kernel, args...);
+}
+
 }  // namespace tq4::gpu
 
 /// Declares the block's dynamic shared memory as `name`, an array of `type` aligned to 16 bytes.

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -110,6 +111,35 @@ TEST_F(Emulator, TensorCores) {
     for (int n = 0; n < 8; ++n) {
       double want = 0;
       for (int k = 0; k < 16; ++k) want += static_cast<double>(half_to_float(a[m][k])) * static_cast<double>(half_to_float(b[k][n]));
+      EXPECT_NEAR(c[m][n], want, 1e-5);
+    }
+  }
+}
+
+TEST_F(Emulator, TensorCoresOfBf16) {
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  float a[16][16], b[16][8], c[16][8] = {};
+  const auto bf16 = [](float v) { return std::bit_cast<std::uint32_t>(v) >> 16; };
+  const auto draw = [&] { return std::bit_cast<float>(std::bit_cast<std::uint32_t>(normal(random)) & 0xffff0000u); };
+  for (auto& row : a) {
+    for (auto& x : row) x = draw();
+  }
+  for (auto& row : b) {
+    for (auto& x : row) x = draw();
+  }
+  emulate("k", {1, 1, 1}, 32, 0, [&] {
+    const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+    const auto of_a = [&](int m, int k) { return bf16(a[m][k]) | bf16(a[m][k + 1]) << 16; };
+    const auto of_b = [&](int k) { return bf16(b[k][g]) | bf16(b[k + 1][g]) << 16; };
+    float d[4] = {1, 2, 3, 4};
+    gpu::mma_bf16(d, of_a(g, 2 * t), of_a(g + 8, 2 * t), of_a(g, 2 * t + 8), of_a(g + 8, 2 * t + 8), of_b(2 * t), of_b(2 * t + 8));
+    for (int i = 0; i < 4; ++i) c[g + i / 2 * 8][2 * t + i % 2] = d[i] - static_cast<float>(i + 1);
+  });
+  for (int m = 0; m < 16; ++m) {
+    for (int n = 0; n < 8; ++n) {
+      double want = 0;
+      for (int k = 0; k < 16; ++k) want += static_cast<double>(a[m][k]) * static_cast<double>(b[k][n]);
       EXPECT_NEAR(c[m][n], want, 1e-5);
     }
   }

@@ -15,14 +15,34 @@ TEST(Dequant, PlanesGiveTheFloatsOfTheCpu) {
     const char* spec;
     int dim;
     CalibrationOptions calibration;
+    RotationKind rotation = RotationKind::None;  ///< None: the codec's own
   };
   constexpr int kHeads = 2;
+  constexpr RotationKind kHadamard = RotationKind::Hadamard, kSigned = RotationKind::HadamardSigned;
   constexpr std::size_t kTokens = 301;  // more than the tensor cores' tiles of 64 rows, and no multiple of them
-  for (const Case& c : {Case{"tq4", 128, {}}, Case{"tq3", 96, {}}, Case{"tq2", 64, {}}, Case{"tq1", 80, {}}, Case{"tq6", 256, {}},
-                        Case{"tq8", 512, {}}, Case{"tq4-2d", 128, {}}, Case{"tq4-prod", 64, {}}, Case{"tq2.5", 128, {}},
-                        Case{"k8v4", 128, {}}, Case{"fp16", 72, {}}, Case{"vllm:4bit_nc", 128, {}}, Case{"vllm:3bit_nc", 96, {}},
-                        Case{"tq4", 128, {true, true, false}}, Case{"tq4", 128, {true, true, true}}}) {
-    const CodecSpec spec = spec_from_name(c.spec);
+  for (const Case& c : {Case{"tq4", 128, {}},
+                        Case{"tq3", 96, {}},
+                        Case{"tq2", 64, {}},
+                        Case{"tq1", 80, {}},
+                        Case{"tq6", 256, {}},
+                        Case{"tq8", 512, {}},
+                        Case{"tq4-2d", 128, {}},
+                        Case{"tq4-prod", 64, {}},
+                        Case{"tq2.5", 128, {}},
+                        Case{"k8v4", 128, {}},
+                        Case{"fp16", 72, {}},
+                        Case{"vllm:4bit_nc", 128, {}},
+                        Case{"vllm:3bit_nc", 96, {}},
+                        Case{"tq4", 128, {true, true, false}},
+                        Case{"tq4", 128, {true, true, true}},
+                        Case{"tq4", 128, {}, kHadamard},
+                        Case{"tq3", 128, {}, kSigned},
+                        Case{"tq2", 64, {}, kHadamard},
+                        Case{"tq4", 64, {}, kSigned},
+                        Case{"tq1", 128, {}, kHadamard},
+                        Case{"tq4", 256, {}, kHadamard}}) {
+    CodecSpec spec = spec_from_name(c.spec);
+    if (c.rotation != RotationKind::None) spec.k.rotation = spec.v.rotation = c.rotation;
     const LayerCalibration calibration = made_up_calibration(spec, c.dim, kHeads, c.calibration, random);
     const DeviceCodec codec(spec, c.dim, kHeads, &calibration);
     const auto dim = static_cast<std::size_t>(c.dim);

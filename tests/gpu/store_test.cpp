@@ -2,6 +2,7 @@
 // byte; the tensor cores flip coordinates next to a boundary (flips.h) and nothing else. Skipped slots and foreign bytes stay as they were.
 #include <algorithm>
 #include <numeric>
+#include <string_view>
 
 #include "gpu/flips.h"
 #include "gpu/gpu_test.h"
@@ -121,8 +122,14 @@ TEST(Store, ManyTokensAreThoseOfAFew) {
   TQ4_REQUIRE_DEVICE();
   Random random(4);
   constexpr int kHeads = 2, kDim = 128, kBlockSize = 16;
-  for (const char* name : {"tq4", "k4v3", "k8v4"}) {
-    const CodecSpec spec = spec_from_name(name);
+  for (const char* name : {"tq4", "k4v3", "k8v4", "hadamard k4v3", "hadamard k8v4", "vllm:4bit_nc"}) {
+    const std::string_view text = name;
+    const bool hadamard = text.starts_with("hadamard ");
+    CodecSpec spec = spec_from_name(hadamard ? text.substr(9) : text);
+    if (hadamard) {
+      spec.v.rotation = RotationKind::Hadamard;
+      if (spec.k.rotation != RotationKind::None) spec.k.rotation = RotationKind::HadamardSigned;
+    }
     const DeviceCodec codec(spec, kDim, kHeads);
     const PageLayout layout = make_layout(LayoutKind::Native, spec, kHeads, kDim, kBlockSize);
     const std::int64_t n = 64 * codec.device().sm_count / (2 * kHeads) + 37, blocks = (n + kBlockSize - 1) / kBlockSize;

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "cuda/dequant/dequant.cuh"
+#include "cuda/dequant/hadamard.cuh"
 #include "cuda/dequant/tiles.cuh"
 #include "cuda/launch.cuh"
 
@@ -48,12 +49,21 @@ __global__ void __launch_bounds__(kDequantThreads) dequant_kernel(const __grid_c
              [&](int r) { return token0 + r < a.n ? ((token0 + r) * a.heads + head) * dim : -1; });
 }
 
-constexpr int kStreamThreads = 256, kStreamGroups = 4;
+constexpr int kStreamThreads = 256, kStreamGroups = 4, kStreamBlocks = 6;
+
+/// The 24 bits at byte 3 i, of words where both that may hold them are there.
+__device__ __forceinline__ unsigned load_three(const std::uint8_t* codes, std::int64_t i, std::int64_t total) {
+  const std::uint8_t* p = codes + 3 * i;
+  const auto shift = static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(p)) & 3u;
+  if (i + 2 > total || (i == 0 && shift != 0)) return p[0] | static_cast<unsigned>(p[1]) << 8 | static_cast<unsigned>(p[2]) << 16;
+  const auto* word = reinterpret_cast<const unsigned*>(p - shift);
+  return __funnelshift_r(__ldg(word), __ldg(word + (shift > 1 ? 1 : 0)), 8 * shift);
+}
 
 /// Rotated space, at most 4 bits, no norm correction: value = scale * centroid or scale * code + zero, straight from codes to out. A thread has
 /// kStreamGroups groups of 8 coordinates in flight; centroids come from the lane that knows them, pairs (Pairs) from shared memory.
 template <class Out, bool Pairs>
-__global__ void __launch_bounds__(kStreamThreads) stream_kernel(const __grid_constant__ DequantArgs a) {
+__global__ void __launch_bounds__(kStreamThreads, kStreamBlocks) stream_kernel(const __grid_constant__ DequantArgs a) {
   __shared__ float2 pairs[Pairs ? 256 : 1];
   const int bits = a.codec.bits, width = a.nibbles_high ? 4 : bits, groups = a.codec.dim / 8;
   const int lane = static_cast<int>(threadIdx.x) & 31, code = lane & ((1 << bits) - 1);
@@ -65,17 +75,32 @@ __global__ void __launch_bounds__(kStreamThreads) stream_kernel(const __grid_con
   } else {
     unit = a.codec.has_zero ? static_cast<float>(code) : a.codec.t.centroids[code];
   }
+  wait_for_previous_kernels();
+  launch_dependents();
   const std::int64_t total = a.n * a.heads * groups, step = static_cast<std::int64_t>(gridDim.x) * kStreamThreads * kStreamGroups;
+  const bool words = width == 4 && reinterpret_cast<std::uintptr_t>(a.in.codes) % 4 == 0;
   for (std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kStreamThreads + threadIdx.x - lane) * kStreamGroups + lane;
        first - lane < total; first += step) {
     unsigned w[kStreamGroups];
     float scale[kStreamGroups], zero[kStreamGroups];
 #pragma unroll
     for (int q = 0; q < kStreamGroups; ++q) {
-      const std::int64_t i = min(first + 32 * q, total - 1), row = a.group_shift >= 0 ? i >> a.group_shift : i / groups;
-      w[q] = static_cast<unsigned>(get_bytes(a.in.codes + row * a.row_bytes + static_cast<int>(i - row * groups) * width, width));
-      scale[q] = a.in.scale[row];
-      zero[q] = a.codec.has_zero ? a.in.zero[row] : 0.0f;
+      const std::int64_t i = first + 32 * q;  // groups lie one behind the other: rows have no padding
+      w[q] = 0;
+      if (i >= total) continue;
+      if (words) {
+        w[q] = __ldcs(reinterpret_cast<const unsigned*>(a.in.codes) + i);
+      } else if (width == 3) {
+        w[q] = load_three(a.in.codes, i, total);
+      } else {
+        w[q] = static_cast<unsigned>(get_bytes(a.in.codes + i * width, width));
+      }
+    }
+#pragma unroll
+    for (int q = 0; q < kStreamGroups; ++q) {
+      const std::int64_t i = first + 32 * q, row = a.group_shift >= 0 ? i >> a.group_shift : i / groups;
+      scale[q] = i < total ? __ldg(a.in.scale + row) : 0.0f;
+      zero[q] = i < total && a.codec.has_zero ? __ldg(a.in.zero + row) : 0.0f;
     }
 #pragma unroll
     for (int q = 0; q < kStreamGroups; ++q) {
@@ -162,9 +187,12 @@ void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream
                        a.codec.outliers == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 16 == 0;
   if (streams) {
     const std::int64_t warps = (p.n * p.heads * (codec.head_dim() / 8) + 32 * kStreamGroups - 1) / (32 * kStreamGroups);
+    const std::int64_t blocks = (warps * 32 + kStreamThreads - 1) / kStreamThreads;
     const auto grid =
-        static_cast<unsigned>(std::min<std::int64_t>((warps * 32 + kStreamThreads - 1) / kStreamThreads, codec.device().sm_count * 8));
-    const auto launch = [&](auto* kernel) { launch_kernel(kWhere, {grid, kStreamThreads, 0, cuda_stream}, kernel, a); };
+        static_cast<unsigned>(std::min<std::int64_t>(blocks, 1 << 20));  // as many as there is work for: 10% faster than as fit
+    const auto launch = [&](auto* kernel) {
+      launch_kernel_early_if(codec.device().compute_major >= 9, kWhere, {grid, kStreamThreads, 0, cuda_stream}, kernel, a);
+    };
     const bool pairs = a.codec.t.pair_points != nullptr;
     switch (p.out_dtype) {
       case DType::F32: pairs ? launch(stream_kernel<float, true>) : launch(stream_kernel<float, false>); break;
@@ -181,8 +209,12 @@ void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream
                          a.dtype,
                          p.out};
     const bool by_head = a.codec.t.per_head;
-    launch_inverse(kWhere, rows, by_head ? p.n : p.n * p.heads, by_head ? static_cast<unsigned>(p.heads) : 1u, 1, a.codec.dim,
-                   rows.plane_side.parts, codec.device(), cuda_stream);
+    if (hadamard_back_serves(a.codec, p.out_dtype)) {
+      launch_hadamard_back(kWhere, rows, p.n * p.heads, 1, 1, a.codec.dim, codec.device(), cuda_stream);
+    } else {
+      launch_inverse(kWhere, rows, by_head ? p.n : p.n * p.heads, by_head ? static_cast<unsigned>(p.heads) : 1u, 1, a.codec.dim,
+                     rows.plane_side.parts, codec.device(), cuda_stream);
+    }
   } else {
     const std::size_t shared = dequant_shared(a.codec, table_bytes(a.codec));
     allow_shared(dequant_kernel, shared, codec.device().shared_bytes_per_block, kWhere);

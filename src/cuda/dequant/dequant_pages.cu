@@ -1,6 +1,7 @@
 // dequant_pages: the tokens of a batch from a paged cache, through the block table, to dense K and V [sequence, head, position, D], for engines
 // that keep their own attention: only pages a sequence uses are read; rows from its length on are not written.
 #include "cuda/dequant/dequant.cuh"
+#include "cuda/dequant/hadamard.cuh"
 #include "cuda/dequant/tiles.cuh"
 #include "cuda/launch.cuh"
 
@@ -152,8 +153,13 @@ void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream
     rows.max_seq_len = p.max_seq_len;
     rows.to[0] = p.k_out;
     rows.to[1] = p.v_out;
-    launch_inverse(kWhere, rows, p.max_seq_len, static_cast<unsigned>(p.num_seqs * codec.num_kv_heads()), 2, a.k.dim,
-                   std::max(rows.sides[0].parts, rows.sides[1].parts), codec.device(), static_cast<cudaStream_t>(stream));
+    const auto lines = static_cast<unsigned>(p.num_seqs * codec.num_kv_heads());
+    if (hadamard_back_serves(a.k, p.out_dtype) && hadamard_back_serves(a.v, p.out_dtype)) {
+      launch_hadamard_back(kWhere, rows, p.max_seq_len, lines, 2, a.k.dim, codec.device(), static_cast<cudaStream_t>(stream));
+    } else {
+      launch_inverse(kWhere, rows, p.max_seq_len, lines, 2, a.k.dim, std::max(rows.sides[0].parts, rows.sides[1].parts), codec.device(),
+                     static_cast<cudaStream_t>(stream));
+    }
     return;
   }
   const std::size_t shared = dequant_shared(a.k, std::max(table_bytes(a.k), table_bytes(a.v)));

@@ -3,6 +3,8 @@
 // caller's `Rows` says where a row's codes and scale are and where it goes.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/encode/row.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/tiles/product.cuh"
@@ -116,7 +118,8 @@ struct InverseRow {
   std::int64_t out;  ///< the first element's place
 };
 
-template <int D, bool Fine, class Rows>
+/// Parts, and a tile that is the same in all lanes: as in rotate_tiles (encode/rotate.cuh).
+template <int D, bool Fine, int Parts, class Rows>
 __global__ void __launch_bounds__(kInverseThreads, 1) inverse_tiles(const __grid_constant__ Rows a) {
   TQ4_DYNAMIC_SHARED(float, memory);
   const InverseSide& side = a.side();
@@ -125,13 +128,13 @@ __global__ void __launch_bounds__(kInverseThreads, 1) inverse_tiles(const __grid
   const std::uint32_t image = image_address(memory);
   copy_image<D>(image,
                 tables.inverse_image + (tables.per_head ? static_cast<std::int64_t>(a.image_head()) * tables.image_parts * D * D : 0),
-                side.parts, thread, kInverseThreads);
+                side.parts, Parts, thread, kInverseThreads);
   wait_for_previous_kernels();
   launch_dependents();
   if constexpr (requires { a.begin(); }) a.begin();
   const float table = __ldg(tables.cells + 64 + lane);
   const unsigned rows = a.count(), step = gridDim.x * (kInverseThreads / 128) * kInverseRows;
-  unsigned first = (blockIdx.x * (kInverseThreads / 128) + static_cast<unsigned>(thread) / 128) * kInverseRows;
+  unsigned first = (static_cast<unsigned>(__shfl_sync(~0u, thread / 128, 0)) * gridDim.x + blockIdx.x) * kInverseRows;
   const unsigned mine = static_cast<unsigned>(thread) % 128 / 32 * 16 + static_cast<unsigned>(g);
 
   unsigned raw[2][D / 32];
@@ -174,7 +177,7 @@ __global__ void __launch_bounds__(kInverseThreads, 1) inverse_tiles(const __grid
     float x[D / 2];
     products_begin();
     add_product<D>(x, hi, image, true);
-    if (side.parts > 1) add_product<D>(x, hi, image + image_part_bytes(D), false);
+    if constexpr (Parts > 1) add_product<D>(x, hi, image + image_part_bytes(D), false);
     if constexpr (Fine) add_product<D>(x, lo, image, false);
     products_end();
 #pragma unroll
@@ -211,22 +214,26 @@ inline int inverse_parts(const RowCodec& r, DType dtype) { return dtype == DType
 template <class Rows>
 void launch_inverse(const char* what, const Rows& a, std::int64_t rows, unsigned grid_y, unsigned grid_z, int dim, int parts,
                     const DeviceInfo& device, cudaStream_t stream) {
-  const int groups = kInverseThreads / 128;
-  const std::int64_t tiles = (rows + kInverseRows - 1) / kInverseRows,
-                     most = std::max<std::int64_t>(1, device.sm_count / static_cast<std::int64_t>(grid_y * grid_z));
-  const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>((tiles + groups - 1) / groups, 1, most)), grid_y, grid_z);
-  const std::size_t shared = image_shared_bytes(dim, parts);
   const auto launch = [&](auto* kernel) {
+    const int groups = kInverseThreads / 128;
+    const std::int64_t tiles = (rows + kInverseRows - 1) / kInverseRows,
+                       most = std::max<std::int64_t>(1, device.sm_count / static_cast<std::int64_t>(grid_y * grid_z));
+    const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>((tiles + groups - 1) / groups, 1, most)), grid_y, grid_z);
+    const std::size_t shared = image_shared_bytes(dim, parts);
     allow_shared(kernel, shared, device.shared_bytes_per_block, what);
-    const LaunchShape shape{grid, kInverseThreads, shared, stream};
-    device.compute_major >= 9 ? launch_kernel_early(what, shape, kernel, a) : launch_kernel(what, shape, kernel, a);
+    launch_kernel_early_if(device.compute_major >= 9, what, {grid, kInverseThreads, shared, stream}, kernel, a);
   };
-  const bool fine = static_cast<DType>(a.dtype) == DType::F32;
-  if (dim == 64) {
-    fine ? launch(inverse_tiles<64, true, Rows>) : launch(inverse_tiles<64, false, Rows>);
-  } else {
-    fine ? launch(inverse_tiles<128, true, Rows>) : launch(inverse_tiles<128, false, Rows>);
-  }
+  const auto launch_dim = [&](auto d) {
+    constexpr int kDim = decltype(d)::value;
+    if (static_cast<DType>(a.dtype) != DType::F32) {
+      launch(inverse_tiles<kDim, false, 1, Rows>);
+    } else if (parts > 1) {
+      launch(inverse_tiles<kDim, true, 2, Rows>);
+    } else {
+      launch(inverse_tiles<kDim, true, 1, Rows>);
+    }
+  };
+  dim == 64 ? launch_dim(std::integral_constant<int, 64>{}) : launch_dim(std::integral_constant<int, 128>{});
 }
 
 }  // namespace tq4::gpu

@@ -1,5 +1,6 @@
 // encode: rows of x to planes, one launch. On the tensor cores where they serve (rotate.cuh). Else a block takes some tokens of one head: load,
 // centre, turn (transform.cuh), then a warp a row quantizes and packs (row.cuh), every sum as on the CPU.
+#include "cuda/encode/hadamard.cuh"
 #include "cuda/encode/rotate.cuh"
 #include "cuda/encode/row.cuh"
 #include "cuda/launch.cuh"
@@ -73,12 +74,17 @@ struct PlaneSink {
   using Slot = std::int64_t;  ///< the row's index; < 0: none
   EncodedOut out;
   int heads;
-  __device__ __forceinline__ Slot slot(const RowPlace& place) const { return place.token < 0 ? -1 : place.token * heads + place.head; }
+  __device__ __forceinline__ std::int64_t fetch(const RowPlace& place) const {
+    return place.token < 0 ? -1 : place.token * heads + place.head;
+  }
+  __device__ __forceinline__ Slot slot(std::int64_t row) const { return row; }
   template <int N>
   __device__ __forceinline__ void put(const RowCodec& codec, bool, Slot at, int, int first, const LaneCodes<N>& codes) const {
     if (at < 0) return;
     put_aligned(out.codes + at * codec.code_bytes + first / 8 * codec.bits, codes.low, codes.high, codec.bits);
-    if (first == 0 && codec.has_scale) out.scale[at] = codes.scale;
+    if (first != 0) return;
+    if (codec.has_scale) out.scale[at] = codes.scale;
+    if (codec.has_zero) out.zero[at] = codes.zero;
   }
 };
 
@@ -114,12 +120,18 @@ void encode(const DeviceCodec& codec, Side side, const EncodeParams& p, Stream s
       rotate_serves(a.codec, p.x, p.x_dtype, p.n, p.heads, a.token_stride, a.head_stride)) {
     RotateArgs<PlaneSink> r{};
     r.side[0] = {a.codec, p.x, a.token_stride, a.head_stride, p.single_fp16_rotation ? 1 : a.codec.t.image_parts};
-    r.sink = {p.out, p.heads};
     r.dtype = a.dtype;
     r.n = p.n;
     r.heads = p.heads;
     r.by_head = a.codec.t.per_head;
-    launch_rotate(kWhere, r, 1, codec.device(), cuda_stream);
+    number_rows(r, !a.codec.t.centre && a.head_stride == codec.head_dim() && a.token_stride == p.heads * a.head_stride);
+    r.side[0].token_stride = r.heads == 1 && p.heads > 1 ? a.head_stride : a.token_stride;
+    r.sink = {p.out, r.heads};
+    if (hadamard_serves(r, 1, codec.device())) {
+      launch_hadamard(kWhere, r, 1, codec.device(), cuda_stream);
+    } else {
+      launch_rotate(kWhere, r, 1, codec.device(), cuda_stream);
+    }
     return;
   }
   if (p.n * p.heads >= 16 * 4 * codec.device().sm_count) {

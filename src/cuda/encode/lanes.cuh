@@ -25,7 +25,7 @@ __device__ __forceinline__ CodeCells load_cells(const SideTables& t, int lane) {
 template <int N>
 struct LaneCodes {
   unsigned low[N / 8], high[N / 8];
-  float scale;
+  float scale, zero;
 };
 
 /// Two numbers as E4M3, the first in the lower byte.
@@ -41,11 +41,18 @@ __device__ __forceinline__ float sum_lanes(float v) {
   return v;
 }
 
+/// x / y to half a unit in the last place and a little, where neither is tiny or huge: coordinates' sums next to a unit vector's.
+__device__ __forceinline__ float quotient(float x, float y) {
+  const float inverse = __fdividef(1.0f, y), q = x * inverse;
+  return __fmaf_rn(__fmaf_rn(-q, y, x), inverse, q);
+}
+
 /// y(i) * factor is coordinate i of this lane's N; all lanes of the warp.
 template <int N, int Lanes, class Y>
 __device__ __forceinline__ LaneCodes<N> code_lanes(const RowCodec& r, const CodeCells& cells, const Y& y, float factor) {
+  constexpr int kBatch = 4;
   LaneCodes<N> out;
-  out.scale = 1.0f;
+  out.scale = 1.0f, out.zero = 0.0f;
   if (r.kind == static_cast<int>(CodeKind::Fp8)) {
 #pragma unroll
     for (int i = 0; i < N; i += 4) {
@@ -64,24 +71,37 @@ __device__ __forceinline__ LaneCodes<N> code_lanes(const RowCodec& r, const Code
   inverse *= __fmaf_rn(-0.5f * square * inverse, inverse, 1.5f);
   if (!regular) inverse = 0.0f;
   const float to_place = inverse * cells.scale;
-  float yc[2] = {0.0f, 0.0f}, cc[2] = {0.0f, 0.0f};
+  float yc[2] = {0.0f, 0.0f}, cc[2] = {0.0f, 0.0f}, cell[2][kBatch];
+  // Shuffles keep their order, so a batch's second ones follow the next batch's first: no code waits for its own.
+  const auto look_up = [&](int b) {
 #pragma unroll
-  for (int g = 0; g < N / 8; ++g) {
-    unsigned word = 0;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      const float v = y(8 * g + k);
-      const float place = __fmaf_rn(__saturatef(__fmaf_rn(v, to_place, cells.offset)), 31.0f, 8388608.0f);
-      const float cell = __shfl_sync(~0u, cells.cell, __float_as_int(place));
-      const unsigned below = __float_as_uint(__fmaf_rn(v, inverse, -cell)) >> 31;
-      const unsigned code = __float_as_uint(cell) + below;  // its last bits are the code's complement
-      const float centroid = __shfl_sync(~0u, cells.centroid, static_cast<int>(code));
-      yc[k & 1] = __fmaf_rn(v, centroid, yc[k & 1]);
-      cc[k & 1] = __fmaf_rn(centroid, centroid, cc[k & 1]);
-      word = __funnelshift_r(word, code, static_cast<unsigned>(r.bits));
+    for (int k = 0; k < kBatch; ++k) {
+      const float place = __fmaf_rn(__saturatef(__fmaf_rn(y(kBatch * b + k), to_place, cells.offset)), 31.0f, 8388608.0f);
+      cell[b % 2][k] = __shfl_sync(~0u, cells.cell, __float_as_int(place));
     }
-    out.low[g] = ~word >> (32 - 8 * r.bits);
-    out.high[g] = 0;
+  };
+  unsigned word = 0;
+  look_up(0);
+#pragma unroll
+  for (int b = 0; b < N / kBatch; ++b) {
+    unsigned code[kBatch];
+    if (b + 1 < N / kBatch) look_up(b + 1);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const float mine = cell[b % 2][k];
+      code[k] = __float_as_uint(mine) + (__float_as_uint(__fmaf_rn(y(kBatch * b + k), inverse, -mine)) >> 31);  // ends in the complement
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const float centroid = __shfl_sync(~0u, cells.centroid, static_cast<int>(code[k]));
+      yc[k & 1] = __fmaf_rn(y(kBatch * b + k), centroid, yc[k & 1]);
+      cc[k & 1] = __fmaf_rn(centroid, centroid, cc[k & 1]);
+      word = __funnelshift_r(word, code[k], static_cast<unsigned>(r.bits));
+    }
+    if ((b + 1) * kBatch % 8 == 0) {
+      out.low[(b * kBatch) / 8] = ~word >> (32 - 8 * r.bits);
+      out.high[(b * kBatch) / 8] = 0;
+    }
   }
   float dot = sum_lanes<Lanes>(yc[0] + yc[1]), centroids = sum_lanes<Lanes>(cc[0] + cc[1]);
   if (r.norm_correction) {
@@ -91,9 +111,9 @@ __device__ __forceinline__ LaneCodes<N> code_lanes(const RowCodec& r, const Code
   }
   float scale;
   if (regular && r.scale_rule == static_cast<int>(ScaleRule::LeastSquares)) {
-    scale = __fmul_rn(__fdiv_rn(dot, centroids), factor);
+    scale = __fmul_rn(quotient(dot, centroids), factor);
   } else if (regular && r.scale_rule == static_cast<int>(ScaleRule::Unbiased)) {
-    scale = __fmul_rn(__fdiv_rn(square, dot), factor);
+    scale = __fmul_rn(quotient(square, dot), factor);
   } else {
     scale = __fsqrt_rn(seen);
   }
@@ -105,8 +125,15 @@ __device__ __forceinline__ LaneCodes<N> code_lanes(const RowCodec& r, const Code
 template <int G>
 __device__ __forceinline__ void put_aligned(unsigned char* p, const unsigned (&low)[G], const unsigned (&high)[G], int bits) {
   constexpr int k1 = G > 1 ? 1 : 0, k2 = G > 2 ? 2 : 0, k3 = G > 3 ? 3 : 0;
-  static_assert(G == 1 || G == 2 || G == 4);
-  if (bits == 4) {
+  static_assert(G == 1 || G == 2 || G == 4 || G == 8);
+  if constexpr (G == 8) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = 4 * half;
+      const unsigned low4[4] = {low[i], low[i + 1], low[i + 2], low[i + 3]}, high4[4] = {high[i], high[i + 1], high[i + 2], high[i + 3]};
+      put_aligned(p + i * bits, low4, high4, bits);
+    }
+  } else if (bits == 4) {
     if constexpr (G == 4) *reinterpret_cast<uint4*>(p) = make_uint4(low[0], low[k1], low[k2], low[k3]);
     if constexpr (G == 2) *reinterpret_cast<uint2*>(p) = make_uint2(low[0], low[k1]);
     if constexpr (G == 1) *reinterpret_cast<unsigned*>(p) = low[0];

@@ -3,8 +3,11 @@
 // time), `step` for few (16 rows a block, the warps share the matrix's rows and hold them in registers before x is there).
 #pragma once
 
+#include <bit>
+
 #include "cuda/encode/lanes.cuh"
 #include "cuda/encode/rotate.h"
+#include "cuda/encode/unrotated.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/tiles/product.cuh"
 #include "cuda/tiles/rows.cuh"
@@ -24,8 +27,9 @@ struct RotateArgs {
   int dtype;
   std::int64_t n;
   int heads;
-  int by_head;        ///< matrices are per head: a block works for one head
-  unsigned zero = 0;  ///< see plain_fragments
+  int by_head;                                  ///< matrices are per head: a block works for one head
+  unsigned zero = 0;                            ///< see plain_fragments
+  unsigned heads_inverse = 0, heads_shift = 0;  ///< row / heads = row * heads_inverse >> (31 + heads_shift) for rows below 2^31
 };
 
 /// Row `row` of a block's rows is this token of this head.
@@ -36,7 +40,7 @@ struct RowPlace {
 template <class Sink>
 __device__ __forceinline__ RowPlace row_place(const RotateArgs<Sink>& a, unsigned row) {
   if (a.by_head) return {row, static_cast<int>(blockIdx.y)};
-  const unsigned token = row / static_cast<unsigned>(a.heads);
+  const unsigned token = __umulhi(2 * row, a.heads_inverse) >> a.heads_shift;
   return {token, static_cast<int>(row - token * static_cast<unsigned>(a.heads))};
 }
 template <class Sink>
@@ -113,39 +117,46 @@ __device__ __forceinline__ void load_split_rows(TileRows<D>& rows, const RotateS
   }
 }
 
-template <int D, bool Plain, class Sink>
+/// Parts of the matrix are a parameter, and what a warpgroup loops over is the same in all of its lanes for the compiler, too: products behind
+/// branches that it takes for divergent wait for each other.
+template <int D, bool Plain, int Parts, class Sink>
 __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_constant__ RotateArgs<Sink> a) {
   TQ4_DYNAMIC_SHARED(float, memory);
   const bool key = blockIdx.z == 0;
   const RotateSide& side = a.side[Sink::kSides == 1 ? 0 : blockIdx.z];
   const SideTables& tables = side.codec.t;
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, g = lane >> 2, t = lane & 3;
+  if (tables.identity) {
+    wait_for_previous_kernels();
+    launch_dependents();
+    unrotated_rows<D, kTileThreads>(a, side, key, blockIdx.x, gridDim.x);
+    return;
+  }
   const std::uint32_t image = image_address(memory);
-  copy_image<D>(image, image_of(tables, D), side.parts, thread, kTileThreads);
+  copy_image<D>(image, image_of(tables, D), side.parts, Parts, thread, kTileThreads);
   const CodeCells cells = load_cells(tables, lane);
+  wait_for_previous_kernels();
+  launch_dependents();  // not earlier: see DecodeParams::fresh_tokens
 
-  const unsigned rows = row_count(a), step = gridDim.x * (kTileThreads / 128) * kTileRows;
-  unsigned row = (blockIdx.x * (kTileThreads / 128) + static_cast<unsigned>(thread) / 128) * kTileRows +
-                 static_cast<unsigned>(thread) % 128 / 32 * 16 + static_cast<unsigned>(g);
-  const auto tile_begins = [&](unsigned lane_row) {
-    return lane_row - static_cast<unsigned>(g) - static_cast<unsigned>(thread) % 128 / 32 * 16;
-  };
+  const unsigned rows = row_count(a), tiles = (rows + kTileRows - 1) / kTileRows, step = gridDim.x * (kTileThreads / 128);
+  unsigned tile = static_cast<unsigned>(__shfl_sync(~0u, thread / 128, 0)) * gridDim.x + blockIdx.x;
+  const unsigned mine = static_cast<unsigned>(thread) % 128 / 32 * 16 + static_cast<unsigned>(g);
   RowPlace place[2], next[2];
   std::int64_t at[2];
-  const auto locate = [&](unsigned first) {
+  const auto locate = [&](unsigned which) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const unsigned i = first + 8 * static_cast<unsigned>(r);
+      const unsigned i = which * kTileRows + mine + 8 * static_cast<unsigned>(r);
       next[r] = i < rows ? row_place(a, i) : RowPlace{-1, 0};
       at[r] = i < rows ? next[r].token * side.token_stride + next[r].head * side.head_stride : -1;
     }
   };
   RawRows<D> raw;
-  if (tile_begins(row) < rows) {
-    locate(row);
+  if (tile < tiles) {
+    locate(tile);
     if constexpr (Plain) fetch_rows<D>(raw, side, at, t);
   }
-  for (; tile_begins(row) < rows; row += step) {
+  for (; tile < tiles; tile += step) {
     TileRows<D> x;
     if constexpr (Plain) {
       plain_fragments<D>(x.hi, raw, a.zero);
@@ -156,17 +167,17 @@ __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_con
     float y[D / 2];
     products_begin();
     add_product<D>(y, x.hi, image, true);
-    if (side.parts > 1) add_product<D>(y, x.hi, image + image_part_bytes(D), false);
+    if constexpr (Parts > 1) add_product<D>(y, x.hi, image + image_part_bytes(D), false);
     if constexpr (!Plain) add_product<D>(y, x.lo, image, false);
     products_end();
     typename Sink::Slot slot[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       place[r] = next[r];
-      slot[r] = a.sink.slot(place[r]);
+      slot[r] = a.sink.slot(a.sink.fetch(place[r]));
     }
-    if (tile_begins(row) + step < rows) {  // what comes next arrives while this tile is coded
-      locate(row + step);
+    if (tile + step < tiles) {  // what comes next arrives while this tile is coded
+      locate(tile + step);
       if constexpr (Plain) fetch_rows<D>(raw, side, at, t);
     }
 #pragma unroll
@@ -196,9 +207,10 @@ __device__ __forceinline__ void load_matrix_rows(uint4 (&b)[2][D / 32], const st
     }
   }
 }
-/// y += x b^T; x [16][D + 8] fp16 in shared memory.
+/// y[0] + y[1] += x b^T, so that products do not wait for each other; x [16][D + 8] fp16 in shared memory.
+using StepSums = float[2][2][4];
 template <int D>
-__device__ __forceinline__ void multiply_rows(float (&y)[2][4], const std::uint16_t* x, const uint4 (&b)[2][D / 32], int g, int t) {
+__device__ __forceinline__ void multiply_rows(StepSums& y, const std::uint16_t* x, const uint4 (&b)[2][D / 32], int g, int t) {
 #pragma unroll
   for (int c = 0; c < D / 32; ++c) {
     std::uint32_t upper[4], lower[4];
@@ -209,8 +221,8 @@ __device__ __forceinline__ void multiply_rows(float (&y)[2][4], const std::uint1
     }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      mma(y[j], upper[0], lower[0], upper[1], lower[1], b[j][c].x, b[j][c].y);
-      mma(y[j], upper[2], lower[2], upper[3], lower[3], b[j][c].z, b[j][c].w);
+      mma(y[0][j], upper[0], lower[0], upper[1], lower[1], b[j][c].x, b[j][c].y);
+      mma(y[1][j], upper[2], lower[2], upper[3], lower[3], b[j][c].z, b[j][c].w);
     }
   }
 }
@@ -230,7 +242,7 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
   // What the codec alone decides, while the kernel before this one ends.
   const std::uint16_t* image = image_of(tables, D);
   uint4 first[2][D / 32], second[2][D / 32];
-  load_matrix_rows<D>(first, image, warp, g, t);
+  if (!tables.identity) load_matrix_rows<D>(first, image, warp, g, t);
   if (D <= 128 && side.parts > 1) load_matrix_rows<D>(second, image + D * D, warp, g, t);
   const CodeCells cells = load_cells(tables, lane);
   const bool plain = plain_rows(side.codec, static_cast<DType>(a.dtype));
@@ -240,12 +252,16 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
   const int row = thread / kRowLanes, chunk = thread % kRowLanes;
   const unsigned index = blockIdx.x * kStepRows + static_cast<unsigned>(row);
   const RowPlace place = index < row_count(a) ? row_place(a, index) : RowPlace{-1, 0};
-  const auto slot = a.sink.slot(place);
+  const auto fetched = a.sink.fetch(place);  // looked at after x has arrived
   const float* centre = centre_of(tables, D, place.head);
   float v[8];
   load_eight(v, side.x, static_cast<DType>(a.dtype),
              place.token < 0 ? -1 : place.token * side.token_stride + place.head * side.head_stride + 8 * chunk,
              centre ? centre + 8 * chunk : nullptr);
+  if (tables.identity) {
+    a.sink.template put<8>(side.codec, key, a.sink.slot(fetched), place.head, 8 * chunk, unrotated_codes<kRowLanes>(side.codec, v));
+    return;
+  }
   float2 power = make_float2(1.0f, 1.0f);
   if (!plain) {
     float largest = 0.0f;
@@ -263,19 +279,20 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
   if (chunk == 0) factors[row] = tables.image_scale * power.y;
   __syncthreads();
 
-  float sums[2][4] = {};
+  StepSums sums = {}, more = {};
   multiply_rows<D>(sums, hi, first, g, t);
   if (!plain) multiply_rows<D>(sums, lo, first, g, t);
   if (side.parts > 1) {
     if (D > 128) load_matrix_rows<D>(second, image + D * D, warp, g, t);
-    multiply_rows<D>(sums, hi, second, g, t);
+    multiply_rows<D>(more, hi, second, g, t);
   }
+  const auto sum = [&](int j, int i) { return (sums[0][j][i] + sums[1][j][i]) + (more[0][j][i] + more[1][j][i]); };
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       *reinterpret_cast<float2*>(y + (g + 8 * r) * kSumPitch + lane_coordinate(LaneOrder::Quarters, D, 16 * warp + 8 * j + 2 * t)) =
-          make_float2(sums[j][2 * r], sums[j][2 * r + 1]);
+          make_float2(sum(j, 2 * r), sum(j, 2 * r + 1));
     }
   }
   __syncthreads();
@@ -286,7 +303,7 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
   mine[4] = high.x, mine[5] = high.y, mine[6] = high.z, mine[7] = high.w;
   const auto codes = code_lanes<8, kRowLanes>(
       side.codec, cells, [&](int i) { return mine[i]; }, factors[row]);
-  a.sink.template put<8>(side.codec, key, slot, place.head, 8 * chunk, codes);
+  a.sink.template put<8>(side.codec, key, a.sink.slot(fetched), place.head, 8 * chunk, codes);
 }
 
 // ---- Launches -----------------------------------------------------------------------------------------------------------------------
@@ -296,7 +313,7 @@ void launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const 
   bool plain = true;
   int parts = 1;
   for (int s = 0; s < sides; ++s) {
-    plain = plain && plain_rows(a.side[s].codec, static_cast<DType>(a.dtype));
+    plain = plain && (a.side[s].codec.t.identity || plain_rows(a.side[s].codec, static_cast<DType>(a.dtype)));
     parts = std::max(parts, a.side[s].parts);
   }
   const std::int64_t rows = a.by_head ? a.n : a.n * a.heads, tiles = (rows + kTileRows - 1) / kTileRows;
@@ -306,9 +323,13 @@ void launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const 
   const std::size_t shared = image_shared_bytes(D, parts);
   const auto launch = [&](auto* kernel) {
     allow_shared(kernel, shared, device.shared_bytes_per_block, what);
-    launch_kernel(what, {grid, kTileThreads, shared, stream}, kernel, a);
+    launch_kernel_early_if(device.compute_major >= 9, what, {grid, kTileThreads, shared, stream}, kernel, a);
   };
-  plain ? launch(rotate_tiles<D, true, Sink>) : launch(rotate_tiles<D, false, Sink>);
+  if (parts > 1) {
+    plain ? launch(rotate_tiles<D, true, 2, Sink>) : launch(rotate_tiles<D, false, 2, Sink>);
+  } else {
+    plain ? launch(rotate_tiles<D, true, 1, Sink>) : launch(rotate_tiles<D, false, 1, Sink>);
+  }
 }
 
 template <int D, class Sink>
@@ -316,12 +337,19 @@ void launch_step(const char* what, const RotateArgs<Sink>& a, int sides, const D
   const std::int64_t rows = a.by_head ? a.n : a.n * a.heads;
   const dim3 grid(static_cast<unsigned>((rows + kStepRows - 1) / kStepRows), a.by_head ? static_cast<unsigned>(a.heads) : 1u,
                   static_cast<unsigned>(sides));
-  const LaunchShape shape{grid, 2 * D, step_shared_bytes(D), stream};
-  if (device.compute_major >= 9) {
-    launch_kernel_early(what, shape, rotate_step<D, Sink>, a);
-  } else {
-    launch_kernel(what, shape, rotate_step<D, Sink>, a);
+  launch_kernel_early_if(device.compute_major >= 9, what, {grid, 2 * D, step_shared_bytes(D), stream}, rotate_step<D, Sink>, a);
+}
+
+/// Rows next to each other are tokens of one head, where nothing else depends on the head: no division per row. Else the numbers that divide.
+template <class Sink>
+void number_rows(RotateArgs<Sink>& a, bool dense) {
+  if (dense && !a.by_head) {
+    a.n *= a.heads;
+    a.heads = 1;
   }
+  a.heads_shift = static_cast<unsigned>(std::bit_width(static_cast<unsigned>(a.heads) - 1));
+  a.heads_inverse = static_cast<unsigned>(((std::uint64_t{1} << (31 + a.heads_shift)) + static_cast<unsigned>(a.heads) - 1) /
+                                          static_cast<unsigned>(a.heads));
 }
 
 /// rotate_serves() of rotate.h says yes for every side.

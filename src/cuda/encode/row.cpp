@@ -3,6 +3,7 @@
 
 #include "core/side.h"
 #include "cuda/encode/rotate.h"
+#include "cuda/tiles/image.h"
 
 namespace tq4::gpu {
 
@@ -36,9 +37,11 @@ int table_bytes(const RowCodec& r) {
 
 bool rotate_serves(const RowCodec& r, const void* x, DType dtype, std::int64_t n, int heads, std::int64_t token_stride,
                    std::int64_t head_stride) {
-  const bool coded = r.kind == static_cast<int>(CodeKind::Mse) && r.t.cells && !r.t.pair_points && r.scale_f16 && !r.peer_norm;
   const bool fp8 = r.kind == static_cast<int>(CodeKind::Fp8) && r.fp8 == static_cast<int>(Fp8Kind::E4M3);
-  if (!(coded || fp8) || !r.t.forward_image || r.t.rope_mu || n > (std::int64_t{1} << 31) / heads - 64 * heads) return false;
+  const bool mse = r.kind == static_cast<int>(CodeKind::Mse) && r.t.cells && !r.t.pair_points && r.scale_f16 && !r.peer_norm;
+  const bool uniform = r.kind == static_cast<int>(CodeKind::Uniform) && (r.bits <= 4 || r.bits == 8);
+  const bool rotated = (mse || fp8) && r.t.forward_image, unrotated = (uniform || fp8) && r.t.identity && !r.t.centre && has_image(r.dim);
+  if (!(rotated || unrotated) || r.t.rope_mu || n > (std::int64_t{1} << 31) / heads - 64 * heads) return false;
   const auto unit = static_cast<std::int64_t>(16 / dtype_size(dtype));
   return reinterpret_cast<std::uintptr_t>(x) % 16 == 0 && token_stride % unit == 0 && head_stride % unit == 0;
 }

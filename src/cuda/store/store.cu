@@ -1,5 +1,6 @@
 // store: K and V of new tokens encoded and scattered to pages by slot_mapping, one launch. Kernels are those of encode, with one side more in
 // the grid; only the place of the bytes differs (views.cuh).
+#include "cuda/encode/hadamard.cuh"
 #include "cuda/encode/rotate.cuh"
 #include "cuda/encode/row.cuh"
 #include "cuda/launch.cuh"
@@ -54,9 +55,10 @@ struct PageSink {
   using Slot = SlotPlace;
   CacheView cache;
   const std::int64_t* slot_mapping;
-  __device__ __forceinline__ Slot slot(const RowPlace& place) const {
-    return place.token < 0 ? Slot{} : slot_place(cache, __ldg(slot_mapping + place.token));
+  __device__ __forceinline__ std::int64_t fetch(const RowPlace& place) const {
+    return place.token < 0 ? -1 : __ldg(slot_mapping + place.token);
   }
+  __device__ __forceinline__ Slot slot(std::int64_t fetched) const { return slot_place(cache, fetched); }
   template <int N>
   __device__ __forceinline__ void put(const RowCodec& codec, bool key, const Slot& slot, int head, int first,
                                       const LaneCodes<N>& codes) const {
@@ -72,7 +74,7 @@ struct PageSink {
     } else {
       put_groups(address(first / 8 * codec.bits), codes.low, codes.high, codec.bits);
     }
-    if (first == 0) put_scales(cache, part, codec, ref, head, codes.scale, 0.0f);
+    if (first == 0) put_scales(cache, part, codec, ref, head, codes.scale, codes.zero);
   }
 };
 
@@ -175,7 +177,12 @@ void store(const DeviceCodec& codec, const StoreParams& p, Stream stream) {
     r.n = p.n;
     r.heads = static_cast<int>(heads);
     r.by_head = a.k.codec.t.per_head;
-    launch_rotate(kWhere, r, 2, codec.device(), cuda_stream);
+    number_rows(r, false);
+    if (hadamard_serves(r, 2, codec.device())) {
+      launch_hadamard(kWhere, r, 2, codec.device(), cuda_stream);
+    } else {
+      launch_rotate(kWhere, r, 2, codec.device(), cuda_stream);
+    }
     return;
   }
   if (2 * p.n * heads >= 16 * 4 * codec.device().sm_count) {

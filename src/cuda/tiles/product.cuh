@@ -52,10 +52,12 @@ __device__ __forceinline__ void products_end() {
   wgmma_wait<0>();
 }
 
-/// `parts` parts of an image from global to shared memory; the whole block; synchronised on return.
+/// `parts` parts of an image from global to shared memory, zeros behind them up to `all`; the whole block; synchronised on return.
 template <int D>
-__device__ inline void copy_image(std::uint32_t to, const std::uint16_t* image, int parts, int thread, int threads) {
+__device__ inline void copy_image(std::uint32_t to, const std::uint16_t* image, int parts, int all, int thread, int threads) {
   const auto* from = reinterpret_cast<const unsigned char*>(image);
+  for (int i = parts * image_part_bytes(D) / 16 + thread; i < all * image_part_bytes(D) / 16; i += threads)
+    sts128(to + static_cast<unsigned>(16 * i), 0.0f, 0.0f, 0.0f, 0.0f);
   for (int i = thread; i < parts * image_part_bytes(D) / 16; i += threads) copy_async_16(to + static_cast<unsigned>(16 * i), from + 16 * i);
   copy_async_commit();
   copy_async_wait<0>();

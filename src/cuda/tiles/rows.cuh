@@ -10,25 +10,29 @@
 
 namespace tq4::gpu {
 
+/// Eight numbers of 16 bytes (fp32: and of 16 more).
+__device__ __forceinline__ void eight_numbers(float (&v)[8], const uint4& raw, const uint4& more, DType dtype) {
+  if (dtype == DType::F32) {
+    v[0] = __uint_as_float(raw.x), v[1] = __uint_as_float(raw.y), v[2] = __uint_as_float(raw.z), v[3] = __uint_as_float(raw.w);
+    v[4] = __uint_as_float(more.x), v[5] = __uint_as_float(more.y), v[6] = __uint_as_float(more.z), v[7] = __uint_as_float(more.w);
+    return;
+  }
+  const unsigned w[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const float2 f = dtype == DType::F16 ? __half22float2(*reinterpret_cast<const __half2*>(&w[k]))
+                                         : make_float2(__uint_as_float(w[k] << 16), __uint_as_float(w[k] & 0xffff0000u));
+    v[2 * k] = f.x, v[2 * k + 1] = f.y;
+  }
+}
 /// Eight coordinates at x[at .. at + 7] minus the centre's, in fp32. at < 0: zeros. 16-byte aligned.
 __device__ __forceinline__ void load_eight(float (&v)[8], const void* x, DType dtype, std::int64_t at, const float* centre) {
 #pragma unroll
   for (float& f : v) f = 0.0f;
   if (at < 0) return;
-  if (dtype == DType::F32) {
-    const auto* p = reinterpret_cast<const float4*>(static_cast<const float*>(x) + at);
-    const float4 a = __ldcs(p), b = __ldcs(p + 1);
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-  } else {
-    const uint4 raw = __ldcs(reinterpret_cast<const uint4*>(static_cast<const unsigned short*>(x) + at));
-    const unsigned w[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const float2 f = dtype == DType::F16 ? __half22float2(*reinterpret_cast<const __half2*>(&w[k]))
-                                           : make_float2(__uint_as_float(w[k] << 16), __uint_as_float(w[k] & 0xffff0000u));
-      v[2 * k] = f.x, v[2 * k + 1] = f.y;
-    }
-  }
+  const bool wide = dtype == DType::F32;
+  const auto* p = reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(x) + (wide ? 4 : 2) * at);
+  eight_numbers(v, __ldcs(p), wide ? __ldcs(p + 1) : make_uint4(0, 0, 0, 0), dtype);
   if (centre == nullptr) return;
 #pragma unroll
   for (int k = 0; k < 8; ++k) v[k] = __fsub_rn(v[k], __ldg(centre + k));

@@ -30,6 +30,12 @@ void launch_kernel_early(const char* what, const LaunchShape& shape, void (*kern
   launch_kernel(what, shape, kernel, args...);
 }
 
+/// The one or the other: a device before sm_90 has no early launch.
+template <class... Params, class... Args>
+void launch_kernel_early_if(bool able, const char* what, const LaunchShape& shape, void (*kernel)(Params...), const Args&... args) {
+  able ? launch_kernel_early(what, shape, kernel, args...) : launch_kernel(what, shape, kernel, args...);
+}
+
 }  // namespace tq4::gpu
 
 #define TQ4_DYNAMIC_SHARED(type, name) \

@@ -3,6 +3,7 @@
 
 #include <cuda_fp16.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -25,19 +26,21 @@ struct MmaOperand {
   float* c;
   std::uint32_t a[4], b[2];
 };
-inline void mma_work(void* const* operands) {
+inline float bf16_value(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+template <float (*Value)(std::uint16_t)>
+void mma_work(void* const* operands) {
   float a[16][16], b[16][8], c[16][8];
   for (int lane = 0; lane < 32; ++lane) {
     const MmaOperand& o = *static_cast<const MmaOperand*>(operands[lane]);
     const int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; ++i) {
       for (int e = 0; e < 2; ++e) {
-        a[g + i % 2 * 8][2 * t + e + i / 2 * 8] = half_value(static_cast<std::uint16_t>(o.a[i] >> 16 * e));
+        a[g + i % 2 * 8][2 * t + e + i / 2 * 8] = Value(static_cast<std::uint16_t>(o.a[i] >> 16 * e));
         c[g + i / 2 * 8][2 * t + i % 2] = o.c[i];
       }
     }
     for (int i = 0; i < 2; ++i) {
-      for (int e = 0; e < 2; ++e) b[2 * t + e + i * 8][g] = half_value(static_cast<std::uint16_t>(o.b[i] >> 16 * e));
+      for (int e = 0; e < 2; ++e) b[2 * t + e + i * 8][g] = Value(static_cast<std::uint16_t>(o.b[i] >> 16 * e));
     }
   }
   for (int m = 0; m < 16; ++m) {
@@ -96,7 +99,12 @@ void store_shared(std::uint32_t a, const T& v) {
 
 inline void mma(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
   emulated::MmaOperand o{c, {a0, a1, a2, a3}, {b0, b1}};
-  emulator::meet("mma.m16n8k16", ~0u, &o, emulated::mma_work);
+  emulator::meet("mma.m16n8k16", ~0u, &o, emulated::mma_work<emulated::half_value>);
+}
+inline void mma_bf16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
+                     std::uint32_t b1) {
+  emulated::MmaOperand o{c, {a0, a1, a2, a3}, {b0, b1}};
+  emulator::meet("mma.m16n8k16.bf16", ~0u, &o, emulated::mma_work<emulated::bf16_value>);
 }
 inline void mma_16816(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) { mma(d, a[0], a[1], a[2], a[3], b0, b1); }
 inline void ldmatrix_x4(unsigned (&r)[4], unsigned address) {
@@ -116,6 +124,7 @@ inline int thread_number() { return static_cast<int>(emulator::thread_index().x)
 
 // ---- Arithmetic ----
 
+inline std::uint32_t opaque(std::uint32_t v) { return v; }
 inline float exp2_fast(float x) { return exp2f(x); }
 inline std::uint32_t e4m3x2_to_half2(std::uint16_t two) {
   return float_to_half(e4m3_to_float(static_cast<std::uint8_t>(two))) |
