@@ -1,6 +1,6 @@
 // How the work of a launch is dealt, worked out on the device from seq_lens, so that a captured graph stays right while lengths grow.
 // A unit is 16 tokens of one (sequence, kv head) pair: first the pair's exact tiles, then its compressed ones. The units of all pairs form one
-// line (pairs by sequence, then head), cut into equal pieces, one a thread block (stream-K). A block works through its piece in rounds of at
+// line (pairs by kv head, then sequence: short sequences, whose pairs cost more than their units, then do not come num_kv_heads at a time), cut into equal pieces, one a thread block (stream-K). A block works through its piece in rounds of at
 // most kPairs pairs; within a round every warp takes an equal share of consecutive units. Parts of a pair meet again in the merge.
 #pragma once
 
@@ -57,11 +57,11 @@ struct Pair {
   /// The next pair on the line (the caller knows there is one).
   __device__ __forceinline__ void next(const Params& p) {
     begin += units;
-    if (++head == p.num_kv_heads) {
-      head = 0;
-      ++seq;
-      enter_sequence(p);
+    if (++seq == p.num_seqs) {
+      seq = 0;
+      ++head;
     }
+    enter_sequence(p);
   }
 };
 
@@ -73,12 +73,14 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
   int total = mine;
 #pragma unroll 1
   for (int b = lane + 32; b < p.num_seqs; b += 32) total += Tokens(p, __ldg(p.seq_lens + b)).units();
-  total = __reduce_add_sync(~0u, total) * p.num_kv_heads;
+  const int head_units = __reduce_add_sync(~0u, total);  // of one head
+  total = head_units * p.num_kv_heads;
   plan.length = divide(total + gridDim.x - 1, gridDim.x);
   plan.begin = blockIdx.x * plan.length;
   plan.end = min(plan.begin + plan.length, total);
   if (plan.begin >= total) return false;
-  int base = 0;
+  pair.head = divide(plan.begin, head_units);
+  int base = pair.head * head_units;
   pair.seq = 0;
   if (p.num_seqs > 1) {
 #pragma unroll 1
@@ -90,20 +92,19 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
         const int up = __shfl_up_sync(~0u, sum, o);
         if (lane >= o) sum += up;
       }
-      const unsigned past = __ballot_sync(~0u, base + sum * p.num_kv_heads > plan.begin);
+      const unsigned past = __ballot_sync(~0u, base + sum > plan.begin);
       if (past) {
         const int l = __ffs(past) - 1;
-        base += __shfl_sync(~0u, sum - mine, l) * p.num_kv_heads;
+        base += __shfl_sync(~0u, sum - mine, l);
         pair.seq += l;
         break;
       }
-      base += __shfl_sync(~0u, sum, 31) * p.num_kv_heads;
+      base += __shfl_sync(~0u, sum, 31);
     }
   }
   pair.seq_len = pair.seq < 32 ? __shfl_sync(~0u, own_length, pair.seq) : __ldg(p.seq_lens + pair.seq);
   pair.units = Tokens(p, pair.seq_len).units();
-  pair.head = divide(plan.begin - base, pair.units);
-  pair.begin = base + pair.head * pair.units;
+  pair.begin = base;
   return true;
 }
 
