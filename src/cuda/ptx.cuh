@@ -65,6 +65,12 @@ __device__ __forceinline__ float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+/// a * b + c of two fp16 numbers at once.
+__device__ __forceinline__ std::uint32_t fma_half2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t v;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
+  return v;
+}
 /// Two FP8 E4M3 bytes to a half2, the lower byte to the lower half.
 __device__ __forceinline__ std::uint32_t e4m3x2_to_half2(std::uint16_t two) {
   std::uint32_t v;
@@ -163,6 +169,13 @@ __device__ __forceinline__ void bulk_load(std::uint32_t dst, const std::uint8_t*
       "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%8], [%3], %7, [%0], %4;\n}\n" ::"r"(bar),
       "r"(dst), "l"(codes), "l"(scales), "l"(policy), "n"(CodeBytes + ScaleBytes), "n"(CodeBytes), "n"(ScaleBytes), "r"(dst + CodeBytes)
       : "memory");
+}
+/// One thread asks for `bytes` from global to shared memory, announced at `bar` (which expects them). Addresses and size are multiples of 16.
+__device__ __forceinline__ void bulk_copy(std::uint32_t dst, const std::uint8_t* src, std::uint32_t bytes, std::uint32_t bar,
+                                          std::uint64_t policy) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(dst),
+               "l"(src), "r"(bytes), "r"(bar), "l"(policy)
+               : "memory");
 }
 /// mbarrier_init() of this thread is seen by the asynchronous copies.
 __device__ __forceinline__ void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }

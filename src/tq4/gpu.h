@@ -206,8 +206,8 @@ struct DecodeParams {
   ExactPart exact;
   bool general_path = false;  ///< do not take the fused kernel where it would serve
   int splits = 0;             ///< general path: parts that the context is cut into, clamped to what it can have; 0 = by rule (tq4/tune.h)
-  /// Zeroed once by the caller when allocated; the fused kernel leaves it as it needs it, the general path does not: zero it again before the fused
-  /// kernel gets a workspace that the general path has used, or give each its own.
+  /// Zeroed once by the caller when allocated; the fused kernel leaves it as it needs it, the other paths do not: zero it again before the fused
+  /// kernel gets a workspace that another path has used, or give each its own.
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
   /// -1: the call reads nothing before the kernels ahead of it in the stream have ended. n >= 0, a promise: of what the call reads, the kernel just
@@ -218,7 +218,7 @@ struct DecodeParams {
 };
 /// Depends on shapes and max_seq_len only.
 std::size_t decode_workspace_bytes(const DeviceCodec& codec, const DecodeParams& params);
-/// The path a call takes: "fused-sm90", "general", ... ; throws Unsupported with the reason when none does.
+/// The path a call takes: "fused-sm90" (native pages), "slots-sm90" (vLLM's), "general"; throws Unsupported with the reason when none does.
 std::string decode_path(const DeviceCodec& codec, const DecodeParams& params);
 void decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream);
 

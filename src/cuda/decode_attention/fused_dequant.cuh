@@ -2,7 +2,8 @@
 // four members; a new codec is a new policy, never a copy of the kernel. Two facts make them short:
 //   - A code addresses a 256-entry table of half2, so one look-up gives two neighbouring coordinates, whatever the codebook (scalar
 //     product or 2-D). Entries are 256 bytes apart in a table aligned to 64 KiB: PRMT drops the code byte straight into the
-//     address. Each entry is repeated for 32 lanes (128 bytes), so look-ups never conflict; the other 128 bytes hold V's table.
+//     address. Each entry is repeated for 32 lanes (128 bytes), so look-ups never conflict; the other 128 bytes hold V's table. Pairs of fewer
+//     than 8 bits have the table repeated, so that the rest of a byte need not be masked.
 //   - The order of dimensions inside the products is free as long as q and the output use the same one. The order is chosen so
 //     that the bytes a lane loads *are* its fragments.
 //
@@ -46,28 +47,14 @@ __device__ __forceinline__ void load_bytes(std::uint32_t a, std::uint32_t* v) {
   }
 }
 
-/// Value of pair `i` (compile time) of a run of codes of 2 * Bits bits, LSB first, starting at bit `Start` of w. Side 0 = K, 1 = V.
-template <int Bits, int Side, int Start = 0>
+/// Value of pair `i` (compile time) of a run of codes of 2 * Bits bits, LSB first, starting at bit `Start` of the Words words w. Side 0 = K, 1 = V.
+/// A field that does not begin a byte is shifted down by up to 6 bits, which serves every fourth pair of 3 bits; what else is in its byte does no
+/// harm, the table being repeated for all values of the byte.
+template <int Bits, int Side, int Words, int Start = 0>
 __device__ __forceinline__ std::uint32_t pair_value(const std::uint32_t* w, int i, std::uint32_t lane_base) {
-  const int bit = Start + i * 2 * Bits;
-  std::uint32_t address;
-  if constexpr (Bits == 4) {
-    const int byte = bit / 8;
-    address = __byte_perm(w[byte / 4], lane_base, 0x7604 | (byte % 4) << 4);
-  } else {
-    constexpr std::uint32_t mask = ((1u << 2 * Bits) - 1) << 8;
-    const int at = bit - 8;  // the field has to land at bit 8
-    std::uint32_t shifted;
-    if (at < 0) {
-      shifted = w[0] << -at;
-    } else if (at % 32 + 8 + 2 * Bits <= 32) {
-      shifted = w[at / 32] >> at % 32;
-    } else {
-      shifted = __funnelshift_r(w[at / 32], w[at / 32 + 1], at % 32);
-    }
-    address = (shifted & mask) | lane_base;
-  }
-  return table_read<Side * 128>(address);
+  const int bit = Start + i * 2 * Bits, shift = bit % 8, word = bit / 32, byte = bit / 8 % 4;
+  const std::uint32_t x = shift == 0 ? w[word] : word + 1 < Words ? __funnelshift_r(w[word], w[word + 1], shift) : w[word] >> shift;
+  return table_read<Side * 128>(__byte_perm(x, lane_base, 0x7604 | byte << 4));
 }
 
 template <int D>
@@ -88,7 +75,7 @@ struct TableKey {
   static constexpr int kChunkBytes = KeyOrder<D>::kChunk * Bits / 8;
   static constexpr int kWords = (D / 4 * Bits / 8 + 3) / 4;
   struct Raw {
-    std::uint32_t w[2][kWords + 1];
+    std::uint32_t w[2][kWords];
   };
   __device__ static void load(Raw& r, std::uint32_t tile, int g, int t) {
 #pragma unroll
@@ -99,7 +86,7 @@ struct TableKey {
   }
   /// Pair i of token g + 8 h.
   __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
-    return pair_value<Bits, 0>(r.w[h], i, lane_base);
+    return pair_value<Bits, 0, kWords>(r.w[h], i, lane_base);
   }
 };
 
@@ -136,7 +123,7 @@ struct TableValue {
   static constexpr bool kZero = Zero;
   static constexpr int kWords = (2 * kPiece + 3) / 4;
   struct Raw {
-    std::uint32_t w[2][kWords + 1];
+    std::uint32_t w[2][kWords];
   };
   __device__ static void load(Raw& r, std::uint32_t part, int g, int t) {
 #pragma unroll
@@ -145,7 +132,7 @@ struct TableValue {
   /// Pair i of piece g of token 8 h + 2 t + odd.
   template <int Odd>
   __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
-    return pair_value<Bits, 1, Odd * kPiece * 8>(r.w[h], i, lane_base);
+    return pair_value<Bits, 1, kWords, Odd * kPiece * 8>(r.w[h], i, lane_base);
   }
 };
 

@@ -121,7 +121,12 @@ struct Kernel : Merges<C> {
 #pragma unroll
     for (int i = 0; i < TableParts; ++i) {
       const int code = (warp * TableParts + i) * 16 + lane % 16;
-      entry[i] = (lane < 16 ? code < Key::kEntries : code < Value::kEntries) ? __ldg((lane < 16 ? p.k_pairs : p.v_pairs) + code) : 0;
+      entry[i] = 0;
+      if (lane >= 16) {
+        entry[i] = __ldg(p.v_pairs + code % Value::kEntries);
+      } else if constexpr (Key::kTable) {
+        entry[i] = __ldg(p.k_pairs + code % Key::kEntries);
+      }
     }
   }
   /// Every entry 32 times, K's and V's beside each other (fused_dequant.cuh).

@@ -1,6 +1,7 @@
-// Stands in for the fused decode kernel where it is not built: every call takes the general path.
+// Stands in for the fused and the slots decode kernel where they are not built: every call takes the general path.
 #include "cuda/check.h"
 #include "cuda/decode_attention/fused.h"
+#include "cuda/decode_attention/slots.h"
 
 namespace tq4::gpu {
 
@@ -10,5 +11,12 @@ bool fused_supported(const DeviceCodec&, const DecodeParams&, std::string* why) 
 }
 std::size_t fused_workspace_bytes(const DeviceCodec&, const DecodeParams&) { return 0; }
 void fused_decode(const DeviceCodec&, const DecodeParams&, Stream) { refuse("the fused kernel is not part of this build", "decode"); }
+
+bool slots_supported(const DeviceCodec&, const DecodeParams&, std::string* why) {
+  if (why) *why = "the slots kernel is not part of this build";
+  return false;
+}
+std::size_t slots_workspace_bytes(const DeviceCodec&, const DecodeParams&) { return 0; }
+void slots_decode(const DeviceCodec&, const DecodeParams&, Stream) { refuse("the slots kernel is not part of this build", "decode"); }
 
 }  // namespace tq4::gpu

@@ -100,11 +100,11 @@ __device__ __forceinline__ void softmax_tile(RowState<S>& st, float (&s)[2][S::L
     v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 4));
     v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 8));
     v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 16));
-    float unit = v_top > 0.f ? 1.f / v_top : 1.f;
+    float unit = v_top > 0.f ? __fdividef(1.f, v_top) : 1.f;  // an exact division would be a call, with registers spilled around it
     float values = 1.f;
     if (st.v_unit > 0.f) {
       unit = fminf(unit, st.v_unit);
-      values = unit / st.v_unit;
+      values = __fdividef(unit, st.v_unit);
     }
     st.v_unit = v_top > 0.f || st.v_unit > 0.f ? unit : 0.f;
     st.scale(f, values);

@@ -159,7 +159,7 @@ class PagedCache:
         return int(self._pages.workspace_bytes(self.data, num_seqs, middle[0] if middle else 1, heads, longest))
 
     def path(self, num_seqs: int, num_q_heads: int, q_len: int = 1, max_seq_len: int = 1) -> str:
-        """What attend runs: "reference" on the CPU, "fused-sm90" or "general" on a GPU."""
+        """What attend runs: "reference" on the CPU, "fused-sm90", "slots-sm90" or "general" on a GPU."""
         if self.device is None:
             return "reference"
         return str(self._pages.path(self.data, integer(num_seqs, "num_seqs", 1), integer(q_len, "q_len", 1), integer(num_q_heads, "num_q_heads", 1), integer(max_seq_len, "max_seq_len", 1)))

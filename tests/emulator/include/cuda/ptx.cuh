@@ -126,6 +126,14 @@ inline int thread_number() { return static_cast<int>(emulator::thread_index().x)
 
 inline std::uint32_t opaque(std::uint32_t v) { return v; }
 inline float exp2_fast(float x) { return exp2f(x); }
+inline std::uint32_t fma_half2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t v = 0;
+  for (int e = 0; e < 32; e += 16) {
+    const auto part = [e](std::uint32_t x) { return half_to_float(static_cast<std::uint16_t>(x >> e)); };
+    v |= static_cast<std::uint32_t>(float_to_half(static_cast<float>(double{part(a)} * part(b) + part(c)))) << e;
+  }
+  return v;
+}
 inline std::uint32_t e4m3x2_to_half2(std::uint16_t two) {
   return float_to_half(e4m3_to_float(static_cast<std::uint8_t>(two))) |
          static_cast<std::uint32_t>(float_to_half(e4m3_to_float(static_cast<std::uint8_t>(two >> 8)))) << 16;
@@ -166,6 +174,9 @@ void copy_async_wait() {
 }
 
 inline void mbarrier_init(std::uint32_t bar) { emulator::mbarrier_init(bar, 1); }
+inline void bulk_copy(std::uint32_t dst, const std::uint8_t* src, std::uint32_t bytes, std::uint32_t bar, std::uint64_t) {
+  emulator::bulk_copy(dst, src, static_cast<int>(bytes), bar);
+}
 inline void mbarrier_wait(std::uint32_t bar, std::uint32_t parity) { emulator::mbarrier_wait(bar, parity); }
 inline std::uint64_t stream_policy() { return 0; }
 

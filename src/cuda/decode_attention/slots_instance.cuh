@@ -1,0 +1,30 @@
+// Makes table entries of slots_launch.h from template arguments.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/decode_attention/slots_kernel.cuh"
+#include "cuda/decode_attention/slots_launch.h"
+
+namespace tq4::gpu::fused {
+
+template <class C>
+void launch_slots(const SlotParams& params, Stream stream) {
+  static const cudaError_t ready =
+      cudaFuncSetAttribute(slot_decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSlotEnd - kSharedBase);
+  check(ready, "decode (slots)");
+  launch_kernel_early(
+      "decode (slots)",
+      {dim3(static_cast<unsigned>(params.blocks)), kSlotWarps * 32, kSlotEnd - kSharedBase, static_cast<cudaStream_t>(stream)},
+      slot_decode_kernel<C>, params);
+}
+
+template <int D, int KBits, int VBits, int Rows, bool Spread>
+constexpr SlotInstance slots() {
+  using Key = std::conditional_t<KBits == 8, SlotFp8Key<D>, SlotTableKey<D, KBits == 8 ? 4 : KBits, Spread && KBits == 4>>;
+  using Value = std::conditional_t<VBits == 4, SlotNibbleValue<D, Spread>, SlotTableValue<D, VBits>>;
+  using C = SlotConfig<Shape<D, 1, Rows == 4>, Key, Value>;
+  return {{D, KBits, VBits, Rows, Spread}, C::kLow, C::kHigh, launch_slots<C>};
+}
+
+}  // namespace tq4::gpu::fused

@@ -1,0 +1,141 @@
+// The slots decode kernel on the emulator: vLLM's presets in vLLM's pages, shapes small enough for a host, many schedules. Each case runs with several
+// seeds (order of blocks, warps and lanes), ways that copies arrive, and numbers of thread blocks, against the float64 reference with the limits
+// of the GPU tests.
+#include "emulator/emulator.h"
+#include "gpu/decode_harness.h"
+
+namespace tq4::gpu {
+namespace {
+
+using emulator::Copies;
+
+struct Schedule {
+  std::uint64_t seed;
+  Copies copies;
+  int blocks;
+};
+constexpr Schedule kSchedules[] = {{0, Copies::Eager, 1}, {1, Copies::Lazy, 3}, {2, Copies::Random, 7}};
+
+class Slots : public testing::Test {
+ protected:
+  ~Slots() override { emulator::options() = before_; }
+  static void expect_right(const DecodeCase& c) {
+    for (const Schedule& s : kSchedules) {
+      SCOPED_TRACE(c.spec + " d" + std::to_string(c.dim) + " heads " + std::to_string(c.q_heads) + "/" + std::to_string(c.kv_heads) +
+                   " q_len " + std::to_string(c.q_len) + (c.swapped ? " swapped" : "") + " seed " + std::to_string(s.seed) + " blocks " +
+                   std::to_string(s.blocks));
+      emulator::options() = {s.seed, s.copies, s.blocks};
+      DecodeProblem problem(c, 3);
+      ASSERT_EQ(problem.path(), "slots-sm90");
+      problem.run();
+      const DecodeErrors e = problem.errors();
+      const double limit = c.dtype == DType::F16 ? 2e-3 : 1e-2;
+      EXPECT_TRUE(e.finite);
+      EXPECT_LT(e.out, limit);
+      EXPECT_LT(e.worst_row, 4 * limit);
+      EXPECT_LT(e.lse, 5e-3);
+    }
+  }
+  static DecodeCase small(const char* spec, int dim) {
+    DecodeCase c;
+    c.spec = spec;
+    c.kind = LayoutKind::Vllm;
+    c.dim = dim;
+    c.q_heads = 4;
+    c.kv_heads = 2;
+    c.lengths = {0, 1, 16, 37, 150};
+    return c;
+  }
+
+ private:
+  emulator::Options before_ = emulator::options();
+};
+
+TEST_F(Slots, Presets) {
+  for (const auto& [spec, dim] : {std::pair{"vllm:4bit_nc", 128},
+                                  {"vllm:k3v4_nc", 128},
+                                  {"vllm:3bit_nc", 128},
+                                  {"vllm:k8v4", 128},
+                                  {"vllm:4bit_nc", 64},
+                                  {"vllm:k3v4_nc", 64},
+                                  {"vllm:k8v4", 64},
+                                  {"vllm:4bit_nc", 256},
+                                  {"vllm:k8v4", 256}})
+    expect_right(small(spec, dim));
+}
+
+/// Newer pages keep the tokens of a head together: at 134 bytes apart they differ in alignment from token to token.
+TEST_F(Slots, SwappedAxes) {
+  for (const char* spec : {"vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc", "vllm:k8v4"}) {
+    DecodeCase c = small(spec, 128);
+    c.swapped = true;
+    expect_right(c);
+    c.block_size = 64;
+    expect_right(c);
+  }
+}
+
+/// 1 kv head: tokens 134 bytes apart; 3: a warp is left over; 16: one group of warps.
+TEST_F(Slots, Heads) {
+  for (const auto& [q_heads, kv_heads] : {std::pair{4, 1}, {3, 3}, {32, 8}, {7, 1}, {12, 4}, {16, 16}}) {
+    DecodeCase c = small("vllm:4bit_nc", 128);
+    c.q_heads = q_heads;
+    c.kv_heads = kv_heads;
+    c.lengths = {19, 0, 130};
+    expect_right(c);
+  }
+}
+
+TEST_F(Slots, QueryRows) {
+  for (const auto& [q_heads, q_len] : {std::pair{2, 1}, {4, 2}, {2, 5}, {4, 4}, {16, 1}}) {
+    for (const char* spec : {"vllm:4bit_nc", "vllm:3bit_nc"}) {
+      DecodeCase c = small(spec, 128);
+      c.q_heads = q_heads;
+      c.q_len = q_len;
+      c.lengths = {2, 0, 67};
+      expect_right(c);
+    }
+  }
+}
+
+TEST_F(Slots, Options) {
+  DecodeCase c = small("vllm:4bit_nc", 128);
+  c.window = 50;
+  expect_right(c);
+  c = small("vllm:k8v4", 128);
+  c.dtype = DType::BF16;
+  c.block_size = 64;
+  c.window = 20;
+  expect_right(c);
+  c = small("vllm:3bit_nc", 128);
+  c.q_rotated = true;
+  expect_right(c);
+}
+
+/// Enough units that the stages of the ring are used again and again.
+TEST_F(Slots, RingGoesAround) {
+  for (const auto& [spec, kv_heads] : {std::pair{"vllm:4bit_nc", 1}, {"vllm:k3v4_nc", 6}, {"vllm:k8v4", 16}}) {
+    DecodeCase c = small(spec, 128);
+    c.kv_heads = c.q_heads = kv_heads;
+    c.lengths = {1070, 100};
+    expect_right(c);
+  }
+}
+
+/// What the kernel does not serve goes the general way, by name.
+TEST_F(Slots, Refusals) {
+  DecodeCase c = small("vllm:3bit_nc", 64);  // values end within a byte
+  EXPECT_EQ(DecodeProblem(c, 3).path(), "general");
+  c = small("vllm:4bit_nc", 128);
+  c.soft_cap = 20;
+  EXPECT_EQ(DecodeProblem(c, 3).path(), "general");
+  c.soft_cap = 0;
+  c.q_heads = 18;
+  EXPECT_EQ(DecodeProblem(c, 3).path(), "general");
+  c.q_heads = 4;
+  c.general_path = true;
+  EXPECT_EQ(DecodeProblem(c, 3).path(), "general");
+}
+
+}  // namespace
+}  // namespace tq4::gpu
