@@ -283,15 +283,17 @@ struct Kernel : Merges<C> {
         int tile, tile_end, safe_first, safe_count;
         {
           const Tokens tokens = walk.pair.tokens(p);
-          const int shift = tokens.first_tile() - tokens.exact_tiles();  // of the pair's units to tiles
-          const int units = walk.segment_end() - walk.pair.begin;
-          int unit = walk.pos - walk.pair.begin;
+          tile = walk.pos - walk.pair.begin;  // the first unit
+          tile_end = walk.segment_end() - walk.pair.begin;
           if constexpr (C::Exact) {
+            int exact = tokens.exact_before(tile);
+            const int exact_end = tokens.exact_before(tile_end);
+            tile -= exact, tile_end -= exact_end;
 #pragma unroll 1
-            for (; unit < units && unit < tokens.exact_tiles(); ++unit) exact_unit(walk.pair, unit, st, q, select0, select1);
+            for (; exact < exact_end; ++exact) exact_unit(walk.pair, exact, st, q, select0, select1);
           }
-          tile = unit + shift;
-          tile_end = min(units + shift, tokens.first_tile() + tokens.tiles());
+          tile += tokens.first_tile();
+          tile_end = tokens.first_tile() + min(tile_end, tokens.tiles());
           Mask{tokens.seq_len, p.q_len, p.window, tokens.begin, tokens.end}.safe_tiles(safe_first, safe_count);
         }
         const int seq_len = walk.pair.seq_len;

@@ -38,9 +38,9 @@ struct Loader {
         return;
       }
       const Tokens tokens = walk.pair.tokens(p);
-      const int shift = tokens.first_tile() - tokens.exact_tiles() - walk.pair.begin;  // unit + shift = tile
-      tile = max(walk.pos + shift, tokens.first_tile());
-      tile_end = min(walk.segment_end() + shift, tokens.first_tile() + tokens.tiles());
+      const int first = walk.pos - walk.pair.begin, end = walk.segment_end() - walk.pair.begin;  // units
+      tile = tokens.first_tile() + first - tokens.exact_before(first);
+      tile_end = tokens.first_tile() + min(end - tokens.exact_before(end), tokens.tiles());
       walk.pos = walk.segment_end();
       if (tile < tile_end) break;
       if (walk.pos < walk.end) walk.next_pair(p);

@@ -1,5 +1,5 @@
 // How the work of a launch is dealt, worked out on the device from seq_lens, so that a captured graph stays right while lengths grow.
-// A unit is 16 tokens of one (sequence, kv head) pair: first the pair's exact tiles, then its compressed ones. The units of all pairs form one
+// A unit is 16 tokens of one (sequence, kv head) pair: its compressed tiles, and at even distances between them its exact ones, which take longer. The units of all pairs form one
 // line (pairs by kv head, then sequence: short sequences, whose pairs cost more than their units, then do not come num_kv_heads at a time), cut into equal pieces, one a thread block (stream-K). A block works through its piece in rounds of at
 // most kPairs pairs; within a round every warp takes an equal share of consecutive units. Parts of a pair meet again in the merge.
 #pragma once
@@ -37,6 +37,13 @@ struct Tokens {
   __device__ __forceinline__ int tiles() const { return end > begin ? (end + kTile - 1) / kTile - begin / kTile : 0; }
   /// A sequence without tokens still has one (empty) unit, so that its output gets written.
   __device__ __forceinline__ int units() const { return max(tiles() + exact_tiles(), 1); }
+  /// How many of the first n units are exact: unit k * (units / exact tiles) is exact tile k.
+  __device__ __forceinline__ int exact_before(int n) const {
+    const int exact = exact_tiles();
+    if (exact == 0) return 0;
+    const int distance = divide(units(), exact);
+    return min(divide(n + distance - 1, distance), exact);
+  }
 };
 
 /// A block's piece of the line: [begin, end). Piece c is [c * length, (c + 1) * length).
