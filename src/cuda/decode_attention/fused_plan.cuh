@@ -68,7 +68,7 @@ struct Pair {
       seq = 0;
       ++head;
     }
-    enter_sequence(p);
+    if (p.num_seqs > 1) enter_sequence(p);
   }
 };
 
