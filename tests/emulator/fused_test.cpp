@@ -97,6 +97,17 @@ TEST_F(Fused, ExactPart) {
   }
 }
 
+/// Matrices of their own for each kv head, pairs of several heads in a round, at every number of warps and rows.
+TEST_F(Fused, MatricesAHead) {
+  for (const auto& [dim, group] : {std::pair{64, 2}, {64, 8}, {128, 4}, {128, 16}, {256, 4}}) {
+    DecodeCase c = small("tq4", dim);
+    c.kv_heads = 3, c.q_heads = 3 * group;
+    c.lengths = {40};
+    c.calibration = {true, true, false};
+    expect_right(c);
+  }
+}
+
 TEST_F(Fused, Options) {
   DecodeCase c = small("tq4", 128);
   c.window = 40;

@@ -232,7 +232,7 @@ struct Kernel : Merges<C> {
       const std::uint32_t walk_at = C::kWalks + warp * 64;
       std::uint32_t slot = C::ring(warp) + stage * C::SlotBytes, bar = C::kBarriers + (warp * C::Stages + stage) * 8;
       typename Base::Share share;
-      if (p.query_matrix) this->load_share(share, p.query_matrix, p.query_head_stride, warp, first.head);
+      if (p.query_matrix) this->load_first_share(share, p.query_matrix, p.query_head_stride, first.head);
       Walk walk;
       walk.enter(p, first, round.begin, round.end, warp, C::Warps);
       Loader<C::CodeBytes, C::ScaleBytes> loader;
@@ -313,7 +313,7 @@ struct Kernel : Merges<C> {
         walk.rest(walk_at, lane);
       }
       this->identify();
-      if (p.inverse_matrix) this->load_share(share, p.inverse_matrix, p.inverse_head_stride, warp, this->pair_word(0, 1));
+      if (p.inverse_matrix) this->load_first_share(share, p.inverse_matrix, p.inverse_head_stride, this->pair_word(0, 1));
       if (busy) this->write_state(st, warp, last_slot);
       __syncthreads();
       const int pairs = (int)lds32(C::kRound + 20);

@@ -87,10 +87,19 @@ struct Rotations {
     const int n = (unsigned)i / Blocks;
     return {i & (Blocks - 1), per_head ? n * S::Rows / 16 * 16 : n * 16, per_head ? n : -1};
   }
-  /// This warp's share of the matrix for job i of a round whose first pair has kv head `first_head`: may be asked for before the table of pairs is
-  /// there as long as i is the warp's first job.
+  /// This warp's share of the matrix of kv head `head` (0 where they share one) for job i.
   __device__ __forceinline__ void load_share(Share& share, const std::uint16_t* matrix, std::int64_t head_stride, int i, int head) const {
     share.load(matrix + head * head_stride, i & (Blocks - 1), lane);
+  }
+
+  /// For the warp's first job, before the table of pairs is there: of the head of the round's first pair, which may not be the job's.
+  __device__ __forceinline__ void load_first_share(Share& share, const std::uint16_t* matrix, std::int64_t head_stride, int head) const {
+    load_share(share, matrix, head_stride, warp, head);
+  }
+  /// Again where it was not: small matrices have fewer shares than there are warps.
+  __device__ __forceinline__ void correct_first_share(Share& share, const std::uint16_t* matrix, std::int64_t head_stride, int jobs) const {
+    if (Blocks < C::Warps && head_stride != 0 && warp >= Blocks && warp < jobs)
+      load_share(share, matrix, head_stride, warp, pair_word((unsigned)warp / Blocks, 1));
   }
 
   /// The queries of the round as fp16 to the rows at `to`, 16 bytes a thread. Rows that there are not become 0.
@@ -116,6 +125,7 @@ struct Rotations {
   __device__ __forceinline__ void rotate_queries(int pairs, std::uint32_t from, Share& share) const {
     const bool per_head = p.query_head_stride != 0;
     const int jobs = job_count(per_head, pairs);
+    correct_first_share(share, p.query_matrix, p.query_head_stride, jobs);
 #pragma unroll 1
     for (int i = warp; i < jobs;) {
       const Job job = job_at(per_head, i);
@@ -162,6 +172,7 @@ struct Rotations {
     }
     const bool per_head = p.inverse_head_stride != 0;
     const int jobs = job_count(per_head, pairs);
+    correct_first_share(share, p.inverse_matrix, p.inverse_head_stride, jobs);
 #pragma unroll 1
     for (int i = warp; i < jobs;) {
       const Job job = job_at(per_head, i);
