@@ -1,7 +1,12 @@
 // The fused decode kernel on the emulator: shapes small enough for a host, many schedules. Each case runs with several seeds (order of blocks, warps
 // and lanes), ways that copies arrive, and numbers of thread blocks, against the float64 reference with the limits of the GPU tests.
+#include <algorithm>
+#include <limits>
+#include <span>
+
 #include "emulator/emulator.h"
 #include "gpu/decode_harness.h"
+#include "tq4/error.h"
 
 namespace tq4::gpu {
 namespace {
@@ -18,8 +23,8 @@ constexpr Schedule kSchedules[] = {{0, Copies::Eager, 1}, {1, Copies::Lazy, 3}, 
 class Fused : public testing::Test {
  protected:
   ~Fused() override { emulator::options() = before_; }
-  static void expect_right(const DecodeCase& c) {
-    for (const Schedule& s : kSchedules) {
+  static void expect_right(const DecodeCase& c, std::span<const Schedule> schedules = kSchedules) {
+    for (const Schedule& s : schedules) {
       SCOPED_TRACE(c.spec + " d" + std::to_string(c.dim) + " seed " + std::to_string(s.seed) + " blocks " + std::to_string(s.blocks));
       emulator::options() = {s.seed, s.copies, s.blocks};
       DecodeProblem problem(c, 3);
@@ -32,6 +37,8 @@ class Fused : public testing::Test {
         EXPECT_LT(e.out, limit);
         EXPECT_LT(e.worst_row, 4 * limit);
         EXPECT_LT(e.lse, 5e-3);
+        const auto* workspace = static_cast<const std::uint8_t*>(problem.params().workspace);
+        EXPECT_TRUE(std::all_of(workspace, workspace + problem.params().workspace_bytes, [](std::uint8_t byte) { return byte == 0; }));
       }
     }
   }
@@ -129,6 +136,71 @@ TEST_F(Fused, Options) {
   lengthy.lengths = {9000};
   lengthy.kv_heads = 1, lengthy.q_heads = 2;
   expect_right(lengthy);
+}
+
+/// More parts of a pair than are read at a time.
+TEST_F(Fused, ManyParts) {
+  const Schedule schedules[] = {{3, Copies::Random, 21}};
+  DecodeCase c = small("tq4", 128);
+  c.kv_heads = 1, c.q_heads = 4;
+  c.lengths = {700, 9};
+  expect_right(c, schedules);
+}
+
+/// Pieces of several rounds that begin inside a pair, matrices a head, more sequences than lanes, empty ones among them.
+TEST_F(Fused, Rounds) {
+  const Schedule schedules[] = {{4, Copies::Random, 3}, {5, Copies::Lazy, 5}};
+  for (const auto& [dim, group] : {std::pair{64, 5}, {128, 2}, {128, 16}, {256, 4}}) {
+    DecodeCase c = small("tq4", dim);
+    c.kv_heads = 2, c.q_heads = 2 * group;
+    c.lengths.clear();
+    for (int i = 0; i < (dim == 64 ? 37 : 13); ++i) c.lengths.push_back(i * i * 7 % 61);
+    c.calibration = {true, true, false};
+    expect_right(c, schedules);
+  }
+  DecodeCase c = small("tq4", 128);
+  c.lengths = {70, 3, 0, 41, 97, 64, 20, 50, 33, 80, 5};
+  c.exact_sinks = 4, c.exact_window = 20, c.exact_rotated = true;
+  expect_right(c, schedules);
+}
+
+/// A window that is none, and fewer tokens than queries.
+TEST_F(Fused, WidestWindow) {
+  DecodeCase c = small("tq4", 128);
+  c.window = std::numeric_limits<int>::max();
+  c.q_len = 4;
+  c.lengths = {1, 2, 3, 20};
+  expect_right(c);
+  c.general_path = true;
+  DecodeProblem general(c, 3);
+  general.run();
+  EXPECT_LT(general.errors().out, 2e-3);
+  EXPECT_LT(general.errors().lse, 5e-3);
+}
+
+/// Addresses and buffers that the kernel cannot read are refused before a launch.
+TEST_F(Fused, Refusals) {
+  DecodeCase c = small("tq4", 128);
+  c.exact_sinks = 4, c.exact_window = 20, c.exact_rotated = true;
+  DecodeProblem problem(c, 3);
+  const DecodeParams right = problem.params();
+  const auto refused = [&](auto&& spoil) {
+    DecodeParams p = right;
+    spoil(p);
+    EXPECT_THROW(decode(problem.codec(), p, nullptr), Error);
+  };
+  const auto moved = [](auto pointer, std::uintptr_t bytes) {
+    return reinterpret_cast<decltype(pointer)>(reinterpret_cast<std::uintptr_t>(pointer) + bytes);
+  };
+  refused([&](DecodeParams& p) { p.q = moved(p.q, 8); });
+  refused([&](DecodeParams& p) { p.out = moved(p.out, 2); });
+  refused([&](DecodeParams& p) { p.workspace = moved(p.workspace, 8); });
+  refused([&](DecodeParams& p) { p.exact.window_v = moved(p.exact.window_v, 2); });
+  refused([](DecodeParams& p) { p.exact.sink_k = nullptr; });
+  refused([](DecodeParams& p) { p.exact.window_v = nullptr; });
+  refused([](DecodeParams& p) { p.exact.sinks = -1; });
+  refused([](DecodeParams& p) { p.window = -1; });
+  decode(problem.codec(), right, nullptr);
 }
 
 }  // namespace

@@ -1,6 +1,9 @@
 // Decode attention's entry: the fused kernel (native pages) or the slots kernel (vLLM's) where they serve a call, the general path everywhere else. decode_path() says which.
 #include <algorithm>
+#include <cstdint>
+#include <limits>
 
+#include "cuda/check.h"
 #include "cuda/decode_attention/fused.h"
 #include "cuda/decode_attention/general.h"
 #include "cuda/decode_attention/slots.h"
@@ -33,8 +36,12 @@ std::string decode_path(const DeviceCodec& codec, const DecodeParams& params) {
   return "general";
 }
 
-void decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream) {
-  cache_view(codec, params.cache, "decode");
+void decode(const DeviceCodec& codec, const DecodeParams& call, Stream stream) {
+  cache_view(codec, call.cache, "decode");
+  require(call.window >= 0, "window and soft_cap are not negative", "decode");
+  DecodeParams params = call;
+  // Kernels take it from positions, which begin at -q_len where there are fewer tokens than queries: the difference is an int.
+  params.window = std::min(call.window, std::numeric_limits<int>::max() - 32);
   if (takes_fused(codec, params)) {
     fused_decode(codec, params, stream);
   } else if (takes_slots(codec, params)) {

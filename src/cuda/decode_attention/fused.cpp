@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdint>
 
 #include "cuda/check.h"
 #include "cuda/decode_attention/fused_launch.h"
@@ -79,6 +80,15 @@ void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
           kWhere);
   require(params.workspace && params.workspace_bytes >= fused_workspace_bytes(codec, params),
           "the workspace is smaller than decode_workspace_bytes()", kWhere);
+  const auto aligned = [](const void* address, std::uintptr_t bytes) { return reinterpret_cast<std::uintptr_t>(address) % bytes == 0; };
+  require(aligned(params.q, 16) && aligned(params.workspace, 16) && aligned(params.out, 4),
+          "q and workspace are not aligned to 16 bytes, or out to 4", kWhere);
+  const ExactPart& exact = params.exact;
+  require(exact.sinks >= 0 && exact.window >= 0, "sinks and window of the exact part are not negative", kWhere);
+  require(exact.sinks == 0 || (exact.sink_k && exact.sink_v), "the exact part has sinks but no buffers for them", kWhere);
+  require(exact.window == 0 || (exact.window_k && exact.window_v), "the exact part has a window but no buffers for it", kWhere);
+  require(aligned(exact.sink_k, 4) && aligned(exact.sink_v, 4) && aligned(exact.window_k, 4) && aligned(exact.window_v, 4),
+          "the exact part's buffers are not aligned to 4 bytes", kWhere);
   require(params.fresh_tokens >= -1, "fresh_tokens is less than -1", kWhere);
   const fused::Instance* instance = find(codec, params);
   const PageLayout& layout = params.cache.layout;

@@ -9,8 +9,8 @@ namespace tq4::gpu::fused {
 template <class C>
 void launch(const Params& params, int blocks, Stream stream) {
   constexpr int kShared = C::kEnd - C::kBase;
-  static const cudaError_t ready = cudaFuncSetAttribute(fused_decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-  check(ready, "fused decode");
+  // Of the current device, so at every call.
+  check(cudaFuncSetAttribute(fused_decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "fused decode");
   launch_kernel_early("fused decode",
                       {dim3(static_cast<unsigned>(blocks)), C::Warps * 32, kShared, static_cast<cudaStream_t>(stream), true},
                       fused_decode_kernel<C>, params);

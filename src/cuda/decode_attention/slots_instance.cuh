@@ -10,9 +10,8 @@ namespace tq4::gpu::fused {
 
 template <class C>
 void launch_slots(const SlotParams& params, Stream stream) {
-  static const cudaError_t ready =
-      cudaFuncSetAttribute(slot_decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSlotEnd - kSharedBase);
-  check(ready, "decode (slots)");
+  // Of the current device, so at every call.
+  check(cudaFuncSetAttribute(slot_decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSlotEnd - kSharedBase), "decode (slots)");
   launch_kernel_early(
       "decode (slots)",
       {dim3(static_cast<unsigned>(params.blocks)), kSlotWarps * 32, kSlotEnd - kSharedBase, static_cast<cudaStream_t>(stream)},
