@@ -88,7 +88,8 @@ struct DeviceRows::Impl {
   int head_dim = 0, device = 0;
   std::optional<LayerCalibration> layer;
   std::mutex mutex;
-  std::map<int, DeviceCodec> codecs;  ///< by head; 0 alone without a calibration
+  std::map<int, DeviceCodec> codecs;   ///< by head; 0 alone without a calibration
+  const DeviceCodec* head0 = nullptr;  ///< there from the beginning: host() reads it while other heads' are being added
   Room x, codes, scale, zero, signs, residual, positions;
 
   const DeviceCodec& codec(int head) {
@@ -128,7 +129,7 @@ DeviceRows::DeviceRows(const CodecSpec& spec, int head_dim, const LayerCalibrati
     require(layer->head_dim == head_dim && layer->num_kv_heads > 0, "the calibration is of another head_dim", kWhere);
     impl_->layer = *layer;
   }
-  impl_->codec(0);
+  impl_->head0 = &impl_->codec(0);
 }
 
 DeviceRows::DeviceRows(const CodecSpec& spec, const Codec& k, const Codec& v, int device) : impl_(std::make_unique<Impl>()) {
@@ -137,12 +138,12 @@ DeviceRows::DeviceRows(const CodecSpec& spec, const Codec& k, const Codec& v, in
   impl_->spec = spec;
   impl_->head_dim = k.head_dim();
   impl_->device = device;
-  impl_->codecs.emplace(0, DeviceCodec(spec, 1, copy_of(k), copy_of(v)));
+  impl_->head0 = &impl_->codecs.emplace(0, DeviceCodec(spec, 1, copy_of(k), copy_of(v))).first->second;
 }
 
 DeviceRows::~DeviceRows() = default;
 
-const Codec& DeviceRows::host(Side side) const { return impl_->codecs.at(0).host(side); }
+const Codec& DeviceRows::host(Side side) const { return impl_->head0->host(side); }
 
 void DeviceRows::encode(Side side, int head, const void* x, DType dtype, std::int64_t n, std::int64_t position,
                         const EncodedOut& out) const {

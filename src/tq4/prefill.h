@@ -82,7 +82,8 @@ struct LayerStepParams {
   float soft_cap = 0;
   const float* alibi_slopes = nullptr;
   const float* sink_logits = nullptr;
-  void* workspace = nullptr;  ///< zeroed once by the caller when allocated
+  /// Zeroed once by the caller when allocated; steps of any shape, one behind the other, can use one that is large enough for each.
+  void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
 };
 std::size_t layer_step_workspace_bytes(const DeviceCodec& codec, const LayerStepParams& params);

@@ -3,6 +3,7 @@
 // of the GPU tests.
 #include "emulator/emulator.h"
 #include "gpu/decode_harness.h"
+#include "tq4/error.h"
 
 namespace tq4::gpu {
 namespace {
@@ -135,6 +136,10 @@ TEST_F(Slots, Refusals) {
   c.q_heads = 4;
   c.general_path = true;
   EXPECT_EQ(DecodeProblem(c, 3).path(), "general");
+  c.general_path = false;
+  DecodeProblem odd(c, 3);
+  odd.params().q = static_cast<const std::uint8_t*>(odd.params().q) + 2;  // not aligned to 16 bytes
+  EXPECT_THROW(odd.run(), ::tq4::Error);
 }
 
 }  // namespace

@@ -280,6 +280,8 @@ void check_pages(const Case& c) {
     return values;
   };
   const std::vector<float> got = floats_of(out.host());
+  p.q = dq.get() + 2;  // not aligned to 16 bytes
+  EXPECT_THROW(prefill(x.codec, p, nullptr), ::tq4::Error);
 
   // What the pages hold, then the new tokens as given.
   const auto attended = [&](bool new_from_pages) {
@@ -343,9 +345,18 @@ void check_pages(const Case& c) {
   step.soft_cap = c.soft_cap;
   step.alibi_slopes = p.alibi_slopes;
   step.sink_logits = p.sink_logits;
-  step.workspace_bytes = layer_step_workspace_bytes(x.codec, step);
+  LayerStepParams before = step;  // one workspace serves steps that prefill and steps that decode, one behind the other
+  before.uniform = false;
+  step.workspace_bytes = std::max(layer_step_workspace_bytes(x.codec, step), layer_step_workspace_bytes(x.codec, before));
   const Device<std::uint8_t> step_workspace(std::vector<std::uint8_t>(step.workspace_bytes));
-  step.workspace = step_workspace.get();
+  step.workspace = before.workspace = step_workspace.get();
+  before.workspace_bytes = step.workspace_bytes;
+  update_and_attend(x.codec, before, nullptr);
+  if (layer_step_path(x.codec, step).find("fused") != std::string::npos) {
+    std::vector<std::uint8_t> left = step_workspace.host();
+    left.resize(layer_step_workspace_bytes(x.codec, step));
+    EXPECT_EQ(std::count(left.begin(), left.end(), 0), std::ssize(left)) << "the fused kernel's part is not zero";
+  }
   update_and_attend(x.codec, step, nullptr);
   const bool decodes = layer_step_path(x.codec, step) != "store+prefill";
   EXPECT_EQ(decodes, step.uniform && step.max_q_len <= 16);

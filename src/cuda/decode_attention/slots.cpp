@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdint>
 
 #include "cuda/check.h"
 #include "cuda/decode_attention/slots_launch.h"
@@ -114,6 +115,8 @@ void slots_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
           kWhere);
   require(params.workspace && params.workspace_bytes >= slots_workspace_bytes(codec, params),
           "the workspace is smaller than decode_workspace_bytes()", kWhere);
+  require((reinterpret_cast<std::uintptr_t>(params.q) | reinterpret_cast<std::uintptr_t>(params.workspace)) % 16 == 0,
+          "q and workspace are not aligned to 16 bytes", kWhere);
   const fused::SlotInstance* instance = find(codec, params);
   const PageLayout& layout = params.cache.layout;
   const Ring ring = ring_of(*instance, layout);

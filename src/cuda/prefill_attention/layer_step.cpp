@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cuda/check.h"
+#include "cuda/decode_attention/fused.h"
 #include "cuda/prefill_attention/flash.h"
 #include "tq4/prefill.h"
 
@@ -65,12 +66,29 @@ PrefillParams prefill_params(const LayerStepParams& p) {
   return f;
 }
 
+/// The beginning of the workspace is the fused kernel's, of any number of new tokens: what else a step keeps there lies behind it, so that steps that
+/// prefill and steps that decode can take turns at one workspace.
+std::size_t kept_bytes(const DeviceCodec& codec, const LayerStepParams& p) {
+  std::size_t most = 0;
+  if (p.cache.layout.kind != LayoutKind::Native) return most;
+  DecodeParams d = decode_params(p);
+  for (d.q_len = 1; d.q_len <= 16; ++d.q_len) most = std::max(most, fused_workspace_bytes(codec, d));
+  return align(most);
+}
+bool takes_fused(const DeviceCodec& codec, const LayerStepParams& p) {
+  return decodes(p) && fused_supported(codec, decode_params(p), nullptr);
+}
+/// What the attention of this step needs behind that.
+std::size_t attention_bytes(const DeviceCodec& codec, const LayerStepParams& p) {
+  if (takes_fused(codec, p)) return 0;
+  return align(decodes(p) ? decode_workspace_bytes(codec, decode_params(p))
+                          : lengths_bytes(p) + prefill_workspace_bytes(codec, prefill_params(p)));
+}
+
 }  // namespace
 
 std::size_t layer_step_workspace_bytes(const DeviceCodec& codec, const LayerStepParams& p) {
-  const std::size_t attention =
-      decodes(p) ? decode_workspace_bytes(codec, decode_params(p)) : lengths_bytes(p) + prefill_workspace_bytes(codec, prefill_params(p));
-  return align(attention) + staging_bytes(codec, p);
+  return kept_bytes(codec, p) + attention_bytes(codec, p) + staging_bytes(codec, p);
 }
 
 std::string layer_step_path(const DeviceCodec& codec, const LayerStepParams& p) {
@@ -92,13 +110,15 @@ void update_and_attend(const DeviceCodec& codec, const LayerStepParams& p, Strea
   s.cache = p.cache;
   store(codec, s, stream);
 
-  auto* base = static_cast<std::uint8_t*>(p.workspace);
-  void* out = p.out_fp8_scale ? base + (needed - staging_bytes(codec, p)) : p.out;
+  const std::size_t kept = kept_bytes(codec, p);
+  auto* base = static_cast<std::uint8_t*>(p.workspace) + kept;
+  void* out = p.out_fp8_scale ? base + (needed - kept - staging_bytes(codec, p)) : p.out;
   if (decodes(p)) {
     DecodeParams d = decode_params(p);
     d.out = out;
-    d.workspace = base;
-    d.workspace_bytes = p.workspace_bytes;
+    const bool fused = takes_fused(codec, p);
+    d.workspace = fused ? p.workspace : base;
+    d.workspace_bytes = p.workspace_bytes - (fused ? 0 : kept);
     decode(codec, d, stream);
   } else {
     require(p.cu_q, "cu_q must be given", kWhere);
@@ -108,7 +128,7 @@ void update_and_attend(const DeviceCodec& codec, const LayerStepParams& p, Strea
     launch_prefix_lens(p.seq_lens, p.cu_q, prefix_lens, p.num_seqs, static_cast<cudaStream_t>(stream));
     f.prefix_lens = prefix_lens;
     f.workspace = base + lengths_bytes(p);
-    f.workspace_bytes = p.workspace_bytes - lengths_bytes(p);
+    f.workspace_bytes = p.workspace_bytes - kept - lengths_bytes(p);
     prefill(codec, f, stream);
   }
   if (p.out_fp8_scale) {

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <limits>
 
 #include "cuda/check.h"
 #include "cuda/prefill_attention/hopper.h"
@@ -46,7 +48,8 @@ FlashArgs flash_args(const DeviceCodec& codec, const PrefillParams& p) {
   f.num_kv_heads = codec.num_kv_heads();
   f.head_dim = codec.head_dim();
   f.causal = p.causal;
-  f.window = p.window;
+  // Kernels take it from positions, which begin at -max_q_len where there are fewer keys than queries: the difference is an int.
+  f.window = std::min(p.window, std::numeric_limits<int>::max() - p.max_q_len);
   f.sm_scale = p.sm_scale != 0 ? p.sm_scale : 1.0f / std::sqrt(static_cast<float>(codec.head_dim()));
   f.soft_cap = p.soft_cap;
   f.alibi_slopes = p.alibi_slopes;
@@ -127,6 +130,8 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
   require(p.workspace && p.workspace_bytes >= prefill_workspace_bytes(codec, p), "the workspace is smaller than prefill_workspace_bytes()",
           kWhere);
   const bool hopper = takes_hopper(codec, p);
+  const auto aligned = [](const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; };
+  require(aligned(p.q) && aligned(p.workspace) && (!hopper || aligned(p.out)), "q, out and workspace are not aligned to 16 bytes", kWhere);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   auto* k = static_cast<std::uint16_t*>(p.workspace);
   auto* v = reinterpret_cast<std::uint16_t*>(static_cast<std::uint8_t*>(p.workspace) + side_bytes(codec, p));
