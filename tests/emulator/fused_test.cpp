@@ -4,56 +4,30 @@
 #include <limits>
 #include <span>
 
-#include "emulator/emulator.h"
-#include "gpu/decode_harness.h"
+#include "emulator/decode_schedules.h"
 #include "tq4/error.h"
 
 namespace tq4::gpu {
 namespace {
 
-using emulator::Copies;
-
-struct Schedule {
-  std::uint64_t seed;
-  Copies copies;
-  int blocks;
-};
 constexpr Schedule kSchedules[] = {{0, Copies::Eager, 1}, {1, Copies::Lazy, 3}, {2, Copies::Random, 8}};
 
-class Fused : public testing::Test {
+class Fused : public EmulatedDecode {
  protected:
-  ~Fused() override { emulator::options() = before_; }
   static void expect_right(const DecodeCase& c, std::span<const Schedule> schedules = kSchedules) {
     for (const Schedule& s : schedules) {
       SCOPED_TRACE(c.spec + " d" + std::to_string(c.dim) + " seed " + std::to_string(s.seed) + " blocks " + std::to_string(s.blocks));
       emulator::options() = {s.seed, s.copies, s.blocks};
       DecodeProblem problem(c, 3);
       ASSERT_EQ(problem.path(), "fused-sm90");
-      for (int run = 0; run < 2; ++run) {  // the second finds the counters as the first left them
+      for (int run = 0; run < 2; ++run) {  // the second finds the workspace as the first left it
         problem.run();
-        const DecodeErrors e = problem.errors();
-        const double limit = c.dtype == DType::F16 ? 2e-3 : 1e-2;
-        EXPECT_TRUE(e.finite);
-        EXPECT_LT(e.out, limit);
-        EXPECT_LT(e.worst_row, 4 * limit);
-        EXPECT_LT(e.lse, 5e-3);
+        expect_within_limits(c, problem);
         const auto* workspace = static_cast<const std::uint8_t*>(problem.params().workspace);
         EXPECT_TRUE(std::all_of(workspace, workspace + problem.params().workspace_bytes, [](std::uint8_t byte) { return byte == 0; }));
       }
     }
   }
-  static DecodeCase small(const char* spec, int dim) {
-    DecodeCase c;
-    c.spec = spec;
-    c.dim = dim;
-    c.q_heads = 4;
-    c.kv_heads = 2;
-    c.lengths = {0, 1, 16, 37, 150};
-    return c;
-  }
-
- private:
-  emulator::Options before_ = emulator::options();
 };
 
 TEST_F(Fused, Codecs) {

@@ -1,25 +1,16 @@
 // The slots decode kernel on the emulator: vLLM's presets in vLLM's pages, shapes small enough for a host, many schedules. Each case runs with several
 // seeds (order of blocks, warps and lanes), ways that copies arrive, and numbers of thread blocks, against the float64 reference with the limits
 // of the GPU tests.
-#include "emulator/emulator.h"
-#include "gpu/decode_harness.h"
+#include "emulator/decode_schedules.h"
 #include "tq4/error.h"
 
 namespace tq4::gpu {
 namespace {
 
-using emulator::Copies;
-
-struct Schedule {
-  std::uint64_t seed;
-  Copies copies;
-  int blocks;
-};
 constexpr Schedule kSchedules[] = {{0, Copies::Eager, 1}, {1, Copies::Lazy, 3}, {2, Copies::Random, 7}};
 
-class Slots : public testing::Test {
+class Slots : public EmulatedDecode {
  protected:
-  ~Slots() override { emulator::options() = before_; }
   static void expect_right(const DecodeCase& c) {
     for (const Schedule& s : kSchedules) {
       SCOPED_TRACE(c.spec + " d" + std::to_string(c.dim) + " heads " + std::to_string(c.q_heads) + "/" + std::to_string(c.kv_heads) +
@@ -29,27 +20,14 @@ class Slots : public testing::Test {
       DecodeProblem problem(c, 3);
       ASSERT_EQ(problem.path(), "slots-sm90");
       problem.run();
-      const DecodeErrors e = problem.errors();
-      const double limit = c.dtype == DType::F16 ? 2e-3 : 1e-2;
-      EXPECT_TRUE(e.finite);
-      EXPECT_LT(e.out, limit);
-      EXPECT_LT(e.worst_row, 4 * limit);
-      EXPECT_LT(e.lse, 5e-3);
+      expect_within_limits(c, problem);
     }
   }
   static DecodeCase small(const char* spec, int dim) {
-    DecodeCase c;
-    c.spec = spec;
+    DecodeCase c = EmulatedDecode::small(spec, dim);
     c.kind = LayoutKind::Vllm;
-    c.dim = dim;
-    c.q_heads = 4;
-    c.kv_heads = 2;
-    c.lengths = {0, 1, 16, 37, 150};
     return c;
   }
-
- private:
-  emulator::Options before_ = emulator::options();
 };
 
 TEST_F(Slots, Presets) {

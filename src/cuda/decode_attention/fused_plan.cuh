@@ -1,7 +1,8 @@
 // How the work of a launch is dealt, worked out on the device from seq_lens, so that a captured graph stays right while lengths grow.
-// A unit is 16 tokens of one (sequence, kv head) pair: its compressed tiles, and at even distances between them its exact ones, which take longer. The units of all pairs form one
-// line (pairs by kv head, then sequence: short sequences, whose pairs cost more than their units, then do not come num_kv_heads at a time), cut into equal pieces, one a thread block (stream-K). A block works through its piece in rounds of at
-// most kPairs pairs; within a round every warp takes an equal share of consecutive units. Parts of a pair meet again in the merge.
+// A unit is 16 tokens of one (sequence, kv head) pair: its compressed tiles, and at even distances between them its exact ones, which take longer.
+// The units of all pairs form one line, cut into equal pieces, one a thread block (stream-K). Pairs go by kv head, then sequence: short sequences,
+// whose pairs cost more than their units, then do not come num_kv_heads at a time. A block works through its piece in rounds of at most C::Pairs pairs;
+// within a round every warp takes an equal share of consecutive units. Parts of a pair meet again in the merge.
 #pragma once
 
 #include "cuda/decode_attention/fused_params.h"
