@@ -447,6 +447,48 @@ TEST(Prefill, GeneralPath) {
   }
 }
 
+/// Planes without a key, and no keys but a promise of some: zeros, and the LSE of an empty sum.
+TEST(Prefill, NoKeys) {
+  TQ4_REQUIRE_DEVICE();
+  for (const bool int8 : {false, true}) {
+    for (const int dim : {64, 96, 128}) {
+      for (const int most : {0, 300}) {
+        SCOPED_TRACE(std::to_string(dim) + (int8 ? " int8 " : " ") + std::to_string(most));
+        Case c;
+        c.dim = dim;
+        c.int8 = int8;
+        c.prefix = {0, 0};
+        c.q_lens = {70, 130};
+        c.causal = false;
+        const Problem x(c);
+        if (int8 && (dim != 128 || x.path() == "general")) continue;
+        const Device<std::uint8_t> q(x.q.bytes), codes(64), out(std::vector<std::uint8_t>(x.q.bytes.size(), 0xff));
+        const Device<float> scale(4), lse(std::vector<float>(static_cast<std::size_t>(x.cu_q.back() * c.q_heads), 7.0f));
+        const Device<std::int32_t> cu_q(x.cu_q), cu_k(std::vector<std::int32_t>(c.q_lens.size() + 1, 0));
+        PrefillParams p;
+        p.q = q.get();
+        p.out = out.get();
+        p.lse = lse.get();
+        p.num_seqs = static_cast<int>(c.q_lens.size());
+        p.cu_q = cu_q.get();
+        p.cu_k = cu_k.get();
+        p.max_q_len = 130;
+        p.max_kv_len = most;
+        p.num_q_heads = c.q_heads;
+        p.k_planes = p.v_planes = {codes.get(), scale.get(), scale.get(), nullptr, nullptr};
+        p.causal = false;
+        p.qk_int8 = int8;
+        p.workspace_bytes = prefill_workspace_bytes(x.codec, p);
+        const Device<std::uint8_t> workspace(std::vector<std::uint8_t>(p.workspace_bytes, 0xff));
+        p.workspace = workspace.get();
+        prefill(x.codec, p, nullptr);
+        for (const std::uint8_t byte : out.host()) ASSERT_EQ(byte, 0);
+        for (const float v : lse.host()) ASSERT_EQ(v, -INFINITY);
+      }
+    }
+  }
+}
+
 /// Many tiles of keys, the queries over several blocks, groups of other sizes; windows that begin within and between tiles.
 TEST(Prefill, LongerThanItsStages) {
   TQ4_REQUIRE_DEVICE();

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "cuda/decode_attention/splits.h"
 #include "tq4/error.h"
 
 namespace tq4::gpu {
@@ -50,6 +51,23 @@ TEST(Tune, OnlyDecodesGeneralPathHasChoices) {
   for (const ProfileOp op : {ProfileOp::Store, ProfileOp::Encode, ProfileOp::Dequant, ProfileOp::Prefill}) {
     s.op = op;
     EXPECT_TRUE(tune_candidates(s, "general").empty());
+  }
+}
+
+/// One sequence of 8 kv heads on 132 multiprocessors of 4 blocks each, and more of them: the blocks fill the waves they take, and no part is a few
+/// tiles longer than it need be.
+TEST(Tune, RuleFillsTheMultiprocessors) {
+  EXPECT_EQ(best_splits(8, 528, 1024), 8);
+  EXPECT_EQ(best_splits(8, 528, 8192), 64);
+  EXPECT_EQ(best_splits(8, 528, 32768), 64);
+  EXPECT_EQ(best_splits(16, 528, 32768), 32);
+  EXPECT_EQ(best_splits(64, 528, 32768), 8);
+  EXPECT_EQ(best_splits(256, 528, 32768), 2);
+  EXPECT_EQ(best_splits(512, 528, 32768), 1);
+  EXPECT_EQ(best_splits(1, 528, 1 << 20), 128);
+  EXPECT_EQ(best_splits(8, 528, 0), 1);
+  for (const std::int64_t blocks : {3, 40, 100, 529, 100000}) {
+    for (const std::int64_t tokens : {1, 127, 300, 5000, 200000}) EXPECT_LE(best_splits(blocks, 528, tokens), most_splits(tokens));
   }
 }
 

@@ -16,21 +16,6 @@ bool has_exact(const DecodeParams& p) { return p.exact.sinks > 0 || p.exact.wind
 
 std::size_t align(std::size_t n) { return (n + 255) / 256 * 256; }
 
-/// The smallest number of splits whose blocks fill at least 90% of the waves they take (else the fullest).
-int split_count(std::int64_t blocks, std::int64_t slots, std::int64_t longest, int wanted) {
-  const int most = most_splits(longest);
-  if (wanted > 0) return std::min(wanted, most);
-  int best = 1;
-  double best_fill = 0;
-  for (int s = 1; s <= most; ++s) {
-    const std::int64_t waves = (blocks * s + slots - 1) / slots;
-    const double fill = static_cast<double>(blocks * s) / static_cast<double>(waves * slots);
-    if (fill > best_fill + 0.02) best = s, best_fill = fill;
-    if (fill >= 0.9) break;
-  }
-  return best;
-}
-
 }  // namespace
 
 GeneralPlan general_plan(const DeviceCodec& codec, const DecodeParams& p) {
@@ -43,7 +28,8 @@ GeneralPlan general_plan(const DeviceCodec& codec, const DecodeParams& p) {
   std::int64_t longest = std::max<std::int64_t>(p.max_seq_len, 1);
   if (p.window > 0) longest = std::min<std::int64_t>(longest, static_cast<std::int64_t>(p.window) + p.q_len);
   const std::int64_t blocks = std::max<std::int64_t>(p.num_seqs, 1) * heads * plan.row_tiles * plan.v_chunks;
-  plan.splits = split_count(blocks, static_cast<std::int64_t>(codec.device().sm_count) * (plan.v_chunk <= 128 ? 4 : 2), longest, p.splits);
+  const std::int64_t slots = static_cast<std::int64_t>(codec.device().sm_count) * (plan.v_chunk <= 128 ? 4 : 2);
+  plan.splits = p.splits > 0 ? std::min(p.splits, most_splits(longest)) : best_splits(blocks, slots, longest);
   plan.parts = plan.splits + (has_exact(p) ? 1 : 0);
   std::size_t at = 0;
   const auto take = [&](std::size_t& offset, std::size_t bytes) {

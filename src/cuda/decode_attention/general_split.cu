@@ -11,13 +11,14 @@
 #include <algorithm>
 
 #include "cuda/decode_attention/general.h"
+#include "cuda/decode_attention/splits.h"
 #include "cuda/launch.cuh"
 #include "cuda/unpack.cuh"
 
 namespace tq4::gpu {
 namespace {
 
-constexpr int kWarps = 4, kThreads = kWarps * 32;
+constexpr int kWarps = kSplitTiles, kThreads = kWarps * 32;
 constexpr float kLog2e = 1.4426950408889634f;
 
 /// Byte offsets of the parts of shared memory; the same on host and device.

@@ -16,8 +16,8 @@ constexpr const char* kWhere = "prefill";
 
 std::size_t align(std::size_t n) { return (n + 255) / 256 * 256; }
 
-/// Rows of a head in the workspace: whole tiles of the Hopper kernel.
-std::int64_t capacity(const PrefillParams& p) { return (p.max_kv_len + kTileKeys - 1) / kTileKeys * kTileKeys; }
+/// Rows of a head in the workspace: whole tiles of the Hopper kernel, one where there are no keys at all.
+std::int64_t capacity(const PrefillParams& p) { return (std::max<std::int64_t>(p.max_kv_len, 1) + kTileKeys - 1) / kTileKeys * kTileKeys; }
 /// Rows of K (or V) of every sequence, and their bytes as fp16.
 std::size_t side_rows(const DeviceCodec& codec, const PrefillParams& p) {
   return static_cast<std::size_t>(p.num_seqs) * static_cast<std::size_t>(capacity(p)) * static_cast<std::size_t>(codec.num_kv_heads());
@@ -144,7 +144,8 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
   const bool planes = p.k_planes.codes != nullptr;
   const bool prefix = !planes && p.cache.data != nullptr && p.prefix_lens != nullptr;
   if (planes) {
-    launch_unpack_planes(codec, {p.k_planes, p.v_planes}, p.high_nibble_first, f, p.max_kv_len, {k, v}, hopper, tiled, cuda_stream);
+    launch_unpack_planes(codec, {p.k_planes, p.v_planes}, p.high_nibble_first, f, std::max<std::int64_t>(p.max_kv_len, 1), {k, v}, hopper,
+                         tiled, cuda_stream);
   } else {
     if (prefix) {
       DequantPagesParams d;
