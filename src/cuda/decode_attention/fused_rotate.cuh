@@ -74,22 +74,39 @@ struct Rotations {
   }
   __device__ __forceinline__ int pair_word(int slot, int word) const { return (int)lds32(C::kPairTable + slot * 32 + word * 4); }
 
-  // The rows of a round (pair slot * S::Rows + row) go 16 by 16 through a product. A job is one share of the matrix for 16 rows; with a matrix a
-  // head, 16 rows of several pairs take a job for each of them.
+  // The rows of a round (pair slot * S::Rows + row) go 16 by 16 through a product. A run is the rows of 16 that share a matrix: pairs of a round that
+  // have a kv head in common lie beside each other. A job is one share of the matrix for one run.
 
   struct Job {
-    int block, first_row, slot;  // slot: the pair whose rows count, -1 = all
+    int block, first_row;  // of the share; of the 16 rows
+    int begin, end;        // rows that count
   };
-  __device__ __forceinline__ int job_count(bool per_head, int pairs) const {
-    return Blocks * (per_head ? pairs : (pairs * S::Rows + 15) / 16);
+  /// Bit i: the pair in slot i begins a run.
+  __device__ __forceinline__ unsigned find_runs(bool per_head, int pairs) const {
+    const bool live = lane < pairs;
+    const int head = live && per_head ? pair_word(lane, 1) : 0, before = __shfl_up_sync(~0u, head, 1);
+    return __ballot_sync(~0u, live && (lane * S::Rows % 16 == 0 || head != before));
   }
-  __device__ __forceinline__ Job job_at(bool per_head, int i) const {
-    const int n = (unsigned)i / Blocks;
-    return {i & (Blocks - 1), per_head ? n * S::Rows / 16 * 16 : n * 16, per_head ? n : -1};
+  __device__ __forceinline__ static int job_count(unsigned runs) { return Blocks * __popc(runs); }
+  /// The runs from that of job i on.
+  __device__ __forceinline__ static unsigned runs_from(unsigned runs, int i) {
+#pragma unroll 1
+    for (int n = (unsigned)i / Blocks; n > 0; --n) runs &= runs - 1;
+    return runs;
+  }
+  __device__ __forceinline__ static Job job_at(unsigned runs, int pairs, int i) {
+    const unsigned from = runs_from(runs, i), after = from & (from - 1);
+    const int slot = __ffs(from) - 1;
+    return {i & (Blocks - 1), slot * S::Rows / 16 * 16, slot * S::Rows, (after ? __ffs(after) - 1 : pairs) * S::Rows};
   }
   /// This warp's share of the matrix of kv head `head` (0 where they share one) for job i.
   __device__ __forceinline__ void load_share(Share& share, const std::uint16_t* matrix, std::int64_t head_stride, int i, int head) const {
     share.load(matrix + head * head_stride, i & (Blocks - 1), lane);
+  }
+
+  __device__ __forceinline__ void load_share_of_job(Share& share, const std::uint16_t* matrix, std::int64_t head_stride, unsigned runs,
+                                                    int i) const {
+    load_share(share, matrix, head_stride, i, head_stride != 0 ? pair_word(__ffs(runs_from(runs, i)) - 1, 1) : 0);
   }
 
   /// For the warp's first job, before the table of pairs is there: of the head of the round's first pair, which may not be the job's.
@@ -97,9 +114,10 @@ struct Rotations {
     load_share(share, matrix, head_stride, warp, head);
   }
   /// Again where it was not: small matrices have fewer shares than there are warps.
-  __device__ __forceinline__ void correct_first_share(Share& share, const std::uint16_t* matrix, std::int64_t head_stride, int jobs) const {
-    if (Blocks < C::Warps && head_stride != 0 && warp >= Blocks && warp < jobs)
-      load_share(share, matrix, head_stride, warp, pair_word((unsigned)warp / Blocks, 1));
+  __device__ __forceinline__ void correct_first_share(Share& share, const std::uint16_t* matrix, std::int64_t head_stride,
+                                                      unsigned runs) const {
+    if (Blocks < C::Warps && head_stride != 0 && warp >= Blocks && warp < job_count(runs))
+      load_share_of_job(share, matrix, head_stride, runs, warp);
   }
 
   /// The queries of the round as fp16 to the rows at `to`, 16 bytes a thread. Rows that there are not become 0.
@@ -123,25 +141,25 @@ struct Rotations {
   }
   /// Rotates them: from rows at `from` to C::kRotated. `share`: for the warp's first job.
   __device__ __forceinline__ void rotate_queries(int pairs, std::uint32_t from, Share& share) const {
-    const bool per_head = p.query_head_stride != 0;
-    const int jobs = job_count(per_head, pairs);
-    correct_first_share(share, p.query_matrix, p.query_head_stride, jobs);
+    const unsigned runs = find_runs(p.query_head_stride != 0, pairs);
+    const int jobs = job_count(runs);
+    correct_first_share(share, p.query_matrix, p.query_head_stride, runs);
 #pragma unroll 1
     for (int i = warp; i < jobs;) {
-      const Job job = job_at(per_head, i);
+      const Job job = job_at(runs, pairs, i);
       float c[ShareBlocks][4];
-      share.template turn<C>(lane, c, from, job.first_row, pairs * S::Rows > job.first_row + 8);
+      share.template turn<C>(lane, c, from, job.first_row, job.end > job.first_row + 8);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int row = job.first_row + g + 8 * h;
-        if (job.slot < 0 || (int)((unsigned)row / S::Rows) == job.slot) {
+        if (row >= job.begin && row < job.end) {
 #pragma unroll
           for (int n = 0; n < ShareBlocks; ++n)
             sts32(C::half_at(C::kRotated, row, (job.block * ShareBlocks + n) * 8 + 2 * t), pack_half2(c[n][2 * h], c[n][2 * h + 1]));
         }
       }
       i += C::Warps;
-      if (i < jobs) load_share(share, p.query_matrix, p.query_head_stride, i, per_head ? pair_word((unsigned)i / Blocks, 1) : 0);
+      if (i < jobs) load_share_of_job(share, p.query_matrix, p.query_head_stride, runs, i);
     }
   }
 
@@ -170,26 +188,26 @@ struct Rotations {
       }
       return;
     }
-    const bool per_head = p.inverse_head_stride != 0;
-    const int jobs = job_count(per_head, pairs);
-    correct_first_share(share, p.inverse_matrix, p.inverse_head_stride, jobs);
+    const unsigned runs = find_runs(p.inverse_head_stride != 0, pairs);
+    const int jobs = job_count(runs);
+    correct_first_share(share, p.inverse_matrix, p.inverse_head_stride, runs);
 #pragma unroll 1
     for (int i = warp; i < jobs;) {
-      const Job job = job_at(per_head, i);
-      const bool all = pairs * S::Rows > job.first_row + 8;
+      const Job job = job_at(runs, pairs, i);
+      const bool all = job.end > job.first_row + 8;
       float c[ShareBlocks][4];
       share.template turn<C>(lane, c, C::kRotated, job.first_row, all);
 #pragma unroll 1
       for (int h = 0; h < 2 && (h == 0 || all); ++h) {
         const int row = job.first_row + g + 8 * h;
-        if (job.slot < 0 || (int)((unsigned)row / S::Rows) == job.slot) {
+        if (row >= job.begin && row < job.end) {
 #pragma unroll
           for (int n = 0; n < ShareBlocks; ++n)
             put(pairs, row, (job.block * ShareBlocks + n) * 8 + 2 * t, h ? c[n][2] : c[n][0], h ? c[n][3] : c[n][1]);
         }
       }
       i += C::Warps;
-      if (i < jobs) load_share(share, p.inverse_matrix, p.inverse_head_stride, i, per_head ? pair_word((unsigned)i / Blocks, 1) : 0);
+      if (i < jobs) load_share_of_job(share, p.inverse_matrix, p.inverse_head_stride, runs, i);
     }
   }
 };
