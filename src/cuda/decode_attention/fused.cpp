@@ -8,6 +8,7 @@
 
 #include "cuda/check.h"
 #include "cuda/decode_attention/fused_launch.h"
+#include "cuda/decode_attention/hopper_refusal.h"
 
 namespace tq4::gpu {
 namespace {
@@ -40,17 +41,10 @@ const fused::Instance* find(const DeviceCodec& codec, const DecodeParams& p) {
 const char* refusal(const DeviceCodec& codec, const DecodeParams& p) {
   const PageLayout& layout = p.cache.layout;
   const SideTables &k = codec.k(), &v = codec.v();
-  if (codec.device().compute_major != 9) return "the GPU is not of the Hopper class (sm_90)";
   if (layout.kind != LayoutKind::Native) return "pages are not in the native layout";
-  if (layout.block_size % 16 != 0 || !std::has_single_bit(static_cast<unsigned>(layout.block_size)))
-    return "block_size is not a power of two from 16 on";
-  if (reinterpret_cast<std::uintptr_t>(p.cache.data) % 16 != 0 || layout.block_stride % 16 != 0) return "pages are not aligned to 16 bytes";
+  if (const char* reason = hopper_refusal(codec, p)) return reason;
   if (layout.block_stride >= (std::int64_t{1} << 32)) return "a page has 4 GiB or more";
-  if (p.soft_cap != 0 || p.alibi_slopes || p.sink_logits) return "soft cap, ALiBi and sink logits take the general path";
   if (k.rope_mu) return "centring before RoPE takes the general path";
-  if (p.q_dtype != DType::F16 && p.q_dtype != DType::BF16) return "queries are neither fp16 nor bf16";
-  if (p.num_seqs < 1 || p.q_len < 1 || p.num_q_heads < 1 || p.num_q_heads % codec.num_kv_heads() != 0)
-    return "the shapes are not a decode step's";
   if (p.num_q_heads / codec.num_kv_heads() * p.q_len > 16) return "more than 16 query rows a kv head";
   if (has_exact(p) && !p.exact.rotated) return "the exact tokens are in original space";
   if (p.q_rotated && k.centre && p.lse) return "lse with centred keys needs queries in original space";
@@ -133,7 +127,7 @@ void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
   f.recent_v = params.exact.window_v;
   f.fresh_tokens = params.fresh_tokens;
   f.parts = static_cast<std::uint32_t*>(params.workspace);
-  instance->launch(f, codec.device().sm_count, stream);
+  instance->launch(f, codec.device(), stream);
 }
 
 }  // namespace tq4::gpu

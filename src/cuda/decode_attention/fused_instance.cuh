@@ -7,12 +7,11 @@
 namespace tq4::gpu::fused {
 
 template <class C>
-void launch(const Params& params, int blocks, Stream stream) {
+void launch(const Params& params, const DeviceInfo& device, Stream stream) {
   constexpr int kShared = C::kEnd - C::kBase;
-  // Of the current device, so at every call.
-  check(cudaFuncSetAttribute(fused_decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "fused decode");
+  allow_shared(fused_decode_kernel<C>, kShared, device.shared_bytes_per_block, "fused decode");  // of the current device, so at every call
   launch_kernel_early("fused decode",
-                      {dim3(static_cast<unsigned>(blocks)), C::Warps * 32, kShared, static_cast<cudaStream_t>(stream), true},
+                      {dim3(static_cast<unsigned>(device.sm_count)), C::Warps * 32, kShared, static_cast<cudaStream_t>(stream), true},
                       fused_decode_kernel<C>, params);
 }
 

@@ -18,8 +18,8 @@ struct InstanceKey {
 };
 struct Instance {
   InstanceKey key;
-  std::size_t part_words;  ///< of a part in the workspace; one a thread block
-  void (*launch)(const Params& params, int blocks, Stream stream);
+  std::size_t part_words;                                                         ///< of a part in the workspace; one a thread block
+  void (*launch)(const Params& params, const DeviceInfo& device, Stream stream);  ///< a thread block a multiprocessor
 };
 
 /// The tables of the instantiation files, ended by an entry with head_dim 0.

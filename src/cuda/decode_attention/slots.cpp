@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "cuda/check.h"
+#include "cuda/decode_attention/hopper_refusal.h"
 #include "cuda/decode_attention/slots_launch.h"
 
 namespace tq4::gpu {
@@ -64,25 +65,19 @@ Ring ring_of(const fused::SlotInstance& instance, const PageLayout& layout) {
 const char* refusal(const DeviceCodec& codec, const DecodeParams& p) {
   const PageLayout& layout = p.cache.layout;
   const SideTables &k = codec.k(), &v = codec.v();
-  if (codec.device().compute_major != 9) return "the GPU is not of the Hopper class (sm_90)";
   if (layout.kind != LayoutKind::Vllm) return "pages are not in vLLM's layout";
-  if (layout.block_size % 16 != 0 || !std::has_single_bit(static_cast<unsigned>(layout.block_size)))
-    return "block_size is not a power of two from 16 on";
-  if (reinterpret_cast<std::uintptr_t>(p.cache.data) % 16 != 0 || layout.block_stride % 16 != 0) return "pages are not aligned to 16 bytes";
+  if (const char* reason = hopper_refusal(codec, p)) return reason;
   if (layout.token_stride % 2 != 0 || layout.head_stride % 2 != 0) return "slots are not aligned to 2 bytes";
   if (token_major(layout)) {
     if (layout.token_stride * layout.block_size > layout.block_stride) return "the tokens of a page overlap those of the next";
   } else if (layout.head_stride % 16 != 0 || layout.head_stride < layout.token_stride * layout.block_size) {
     return "the heads of a page are not aligned to 16 bytes, or overlap";
   }
-  if (p.soft_cap != 0 || p.alibi_slopes || p.sink_logits) return "soft cap, ALiBi and sink logits take the general path";
   if (p.exact.sinks > 0 || p.exact.window > 0) return "exact tokens take the general path";
   if (k.rope_mu || k.centre || v.centre || k.per_head || v.per_head) return "calibrated tables take the general path";
   if (!p.q_rotated && !k.identity && !k.hadamard) return "queries need a matrix";
   if (!p.out_rotated && !v.identity) return "values are rotated";
-  if (p.q_dtype != DType::F16 && p.q_dtype != DType::BF16) return "queries are neither fp16 nor bf16";
-  if (p.num_seqs < 1 || p.q_len < 1 || p.num_q_heads < 1 || p.num_q_heads % codec.num_kv_heads() != 0 || p.num_seqs > 65535)
-    return "the shapes are not a decode step's";
+  if (p.num_seqs > 65535) return "more than 65,535 sequences";
   if ((p.max_seq_len / 16 + 8) * p.num_seqs >= (std::int64_t{1} << 30)) return "more than 2^30 tiles";
   if (p.cache.num_blocks * (layout.block_size / 16) >= (std::int64_t{1} << 32) - 1) return "the cache has 2^32 tiles or more";
   const fused::SlotInstance* instance = find(codec, p);
@@ -161,7 +156,7 @@ void slots_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
   f.partial = static_cast<float*>(params.workspace);
   f.partial_sums = reinterpret_cast<float2*>(static_cast<std::uint8_t*>(params.workspace) +
                                              align(part_rows(codec, params) * static_cast<std::size_t>(dim) * sizeof(float)));
-  instance->launch(f, stream);
+  instance->launch(f, codec.device(), stream);
   fused::launch_slots_merge(f, dim, stream);
 }
 

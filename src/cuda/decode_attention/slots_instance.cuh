@@ -9,9 +9,9 @@
 namespace tq4::gpu::fused {
 
 template <class C>
-void launch_slots(const SlotParams& params, Stream stream) {
+void launch_slots(const SlotParams& params, const DeviceInfo& device, Stream stream) {
   // Of the current device, so at every call.
-  check(cudaFuncSetAttribute(slot_decode_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSlotEnd - kSharedBase), "decode (slots)");
+  allow_shared(slot_decode_kernel<C>, kSlotEnd - kSharedBase, device.shared_bytes_per_block, "decode (slots)");
   launch_kernel_early(
       "decode (slots)",
       {dim3(static_cast<unsigned>(params.blocks)), kSlotWarps * 32, kSlotEnd - kSharedBase, static_cast<cudaStream_t>(stream)},

@@ -18,7 +18,7 @@ struct SlotKey {
 struct SlotInstance {
   SlotKey key;
   std::uint32_t low, high;  ///< shared-memory addresses from which stages lie, up to the tables and up to the end
-  void (*launch)(const SlotParams& params, Stream stream);
+  void (*launch)(const SlotParams& params, const DeviceInfo& device, Stream stream);
 };
 
 /// The tables of the instantiation files, ended by an entry with head_dim 0.
