@@ -32,13 +32,16 @@ class Fused : public EmulatedDecode {
 
 TEST_F(Fused, Codecs) {
   for (const auto& [spec, dim] : {std::pair{"tq4", 64},
+                                  {"tq4", 96},
                                   {"tq4", 128},
                                   {"tq3", 64},
                                   {"tq3", 128},
                                   {"tq2", 128},
                                   {"k4v3", 128},
                                   {"k8v4", 64},
+                                  {"k8v4", 96},
                                   {"k8v4", 128},
+                                  {"tq4-2d", 96},
                                   {"tq4-2d", 128},
                                   {"tq4", 256}})
     expect_right(small(spec, dim));
@@ -51,12 +54,14 @@ TEST_F(Fused, QueryRows) {
     c.q_len = q_len;
     c.lengths = {2, 0, 67};
     expect_right(c);
+    c.dim = 96;
+    expect_right(c);
   }
 }
 
 /// Enough tiles a warp that the stages of its ring are used again and again.
 TEST_F(Fused, RingsGoAround) {
-  for (const auto& [spec, dim] : {std::pair{"tq4", 64}, {"tq4", 128}, {"tq3", 128}, {"tq2", 128}, {"k8v4", 128}, {"tq4", 256}}) {
+  for (const auto& [spec, dim] : {std::pair{"tq4", 64}, {"tq4", 96}, {"tq4", 128}, {"tq3", 128}, {"tq2", 128}, {"k8v4", 128}, {"tq4", 256}}) {
     DecodeCase c = small(spec, dim);
     c.kv_heads = 1, c.q_heads = 2;
     c.lengths = {dim < 128 || spec[2] == '2' ? 4000 : 2500};
@@ -74,13 +79,16 @@ TEST_F(Fused, ExactPart) {
       c.calibration = {spec[2] == '4', true, false};
       c.q_len = 2;
       expect_right(c);
+      if (spec[2] != '4') continue;
+      c.dim = 96;
+      expect_right(c);
     }
   }
 }
 
 /// Matrices of their own for each kv head, pairs of several heads in a round, at every number of warps and rows.
 TEST_F(Fused, MatricesAHead) {
-  for (const auto& [dim, group] : {std::pair{64, 2}, {64, 8}, {128, 4}, {128, 16}, {256, 4}}) {
+  for (const auto& [dim, group] : {std::pair{64, 2}, {64, 8}, {96, 4}, {96, 7}, {96, 16}, {128, 4}, {128, 16}, {256, 4}}) {
     DecodeCase c = small("tq4", dim);
     c.kv_heads = 3, c.q_heads = 3 * group;
     c.lengths = {40};
@@ -98,6 +106,8 @@ TEST_F(Fused, Options) {
   c.block_size = 64;
   c.padded = true;
   c.q_len = 3;
+  expect_right(c);
+  c.dim = 96;
   expect_right(c);
   DecodeCase rotated = small("k8v4", 128);
   rotated.q_rotated = rotated.out_rotated = true;
@@ -124,7 +134,7 @@ TEST_F(Fused, ManyParts) {
 /// Pieces of several rounds that begin inside a pair, matrices a head, more sequences than lanes, empty ones among them.
 TEST_F(Fused, Rounds) {
   const Schedule schedules[] = {{4, Copies::Random, 3}, {5, Copies::Lazy, 5}};
-  for (const auto& [dim, group] : {std::pair{64, 5}, {128, 2}, {128, 16}, {256, 4}}) {
+  for (const auto& [dim, group] : {std::pair{64, 5}, {96, 3}, {128, 2}, {128, 16}, {256, 4}}) {
     DecodeCase c = small("tq4", dim);
     c.kv_heads = 2, c.q_heads = 2 * group;
     c.lengths.clear();

@@ -227,6 +227,17 @@ TEST(Decode, FusedPathServesWhatItSays) {
       expect_right(c);
     }
   }
+  for (const char* spec : {"tq4", "k8v4", "tq4-2d"}) {  // 3-bit values do not fit native pages there
+    for (const int group : {1, 4, 7, 16}) {
+      DecodeCase c;
+      c.spec = spec;
+      c.dim = 96;
+      c.q_heads = 2 * group;
+      c.lengths = {0, 1, 17, 1000, 333};
+      EXPECT_EQ(DecodeProblem(c, 5).path(), spec[1] == '8' && group > 4 ? "general" : "fused-sm90") << spec << " " << group;
+      expect_right(c);
+    }
+  }
   DecodeCase many;  // more pairs than one round of a block holds
   many.kv_heads = 8, many.q_heads = 16;
   many.lengths.assign(150, 40);
@@ -250,6 +261,10 @@ TEST(Decode, FusedExactPart) {
         EXPECT_EQ(DecodeProblem(c, 5).path(), "fused-sm90");
         expect_right(c);
         c.window = 40;
+        expect_right(c);
+        c.dim = 96;
+        if (q_len == 2) c.q_heads = 4;
+        EXPECT_EQ(DecodeProblem(c, 5).path(), "fused-sm90");
         expect_right(c);
       }
     }

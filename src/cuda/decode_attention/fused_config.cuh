@@ -31,7 +31,7 @@ struct Config {
   static constexpr int RowStride =
       D * 4 + (S::Rows * D <= 1024 ? 16 : 0);  // bytes of a row of a state, padded against bank conflicts where there is room
   static constexpr int StateBytes = S::Rows * RowStride + S::Rows * 8;  // accumulators, then (max, sum) a row
-  static constexpr int HalfStride = D * 2;  // bytes of a row of queries or finished outputs (fp16), see half_at()
+  static constexpr int HalfStride = (D + 63) / 64 * 128;  // bytes of a row of queries or finished outputs (fp16), see half_at()
   static constexpr int PairStateBytes = (Pairs * StateBytes + HalfStride - 1) / HalfStride * HalfStride;
   static constexpr int HighBytes = PairStateBytes + RoundRows * HalfStride;
   static constexpr int SmallBytes = 1024 + 512 + Warps * 64;  // mbarriers, what the warps tell each other, where their walks rest

@@ -24,6 +24,7 @@ struct Instance {
 
 /// The tables of the instantiation files, ended by an entry with head_dim 0.
 extern const Instance kInstances64[];
+extern const Instance kInstances96[];
 extern const Instance kInstances128[];
 extern const Instance kInstances128Exact[];
 extern const Instance kInstances256[];

@@ -97,15 +97,17 @@ struct Merges : Rotations<C> {
   // readers need no counter and no fence: they read until all they want is there, and leave zeros for the next launch. A block waits only for blocks
   // of lower index, which begin before it.
 
+  static constexpr int LaneDims = D % 64 == 0 ? D / 32 : 4;  // a warp merges a row, a lane so many dims of it
+  /// The first of this lane's dims. Lanes that are left over do as the last one does.
+  __device__ __forceinline__ int lane_dim() const { return min(lane, D / LaneDims - 1) * LaneDims; }
   __device__ __forceinline__ std::uint32_t* part_row(int block, int row) const {
-    return p.parts + (std::int64_t)block * C::PartWords + row * D + lane * LaneDims;
+    return p.parts + (std::int64_t)block * C::PartWords + row * D + lane_dim();
   }
   __device__ __forceinline__ std::uint32_t* part_sums(int block, int row) const {
     return p.parts + (std::int64_t)block * C::PartWords + S::Rows * D + 2 * row;
   }
 
-  static constexpr int LaneDims = D / 32;  // a warp merges a row, a lane so many dims of it
-  struct Row {                             // maximum (log2) and sum of the weights so far, and the weighted sum of values
+  struct Row {  // maximum (log2) and sum of the weights so far, and the weighted sum of values
     float m, l, o[LaneDims];
   };
   /// Adds the parts of blocks [first, end).
@@ -172,7 +174,7 @@ struct Merges : Rotations<C> {
     for (int i0 = __ffs(states) - 1; states >> i0; i0 += 6) {  // lanes of a pair follow each other
       float v[6][LaneDims];
 #pragma unroll
-      for (int i = 0; i < 6; ++i) load_floats(__shfl_sync(~0u, at, i0 + i) + lane * LaneDims * 4, v[i]);
+      for (int i = 0; i < 6; ++i) load_floats(__shfl_sync(~0u, at, i0 + i) + lane_dim() * 4, v[i]);
 #pragma unroll
       for (int i = 0; i < 6; ++i) {
         const float w = __shfl_sync(~0u, weight, i0 + i);
@@ -209,7 +211,7 @@ struct Merges : Rotations<C> {
       const float unit = sum.l > 0.f ? 1.f / sum.l : 0.f;
 #pragma unroll
       for (int d = 0; d < LaneDims; d += 2)
-        sts32(C::half_at(C::kRotated, slot * S::Rows + row, lane * LaneDims + d), pack_half2(sum.o[d] * unit, sum.o[d + 1] * unit));
+        sts32(C::half_at(C::kRotated, slot * S::Rows + row, lane_dim() + d), pack_half2(sum.o[d] * unit, sum.o[d + 1] * unit));
       if (p.lse) write_lse(pair_word(slot, 0), pair_word(slot, 1), row, sum.m, sum.l);
     }
   }

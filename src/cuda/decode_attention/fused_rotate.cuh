@@ -97,11 +97,11 @@ struct Rotations {
   __device__ __forceinline__ static Job job_at(unsigned runs, int pairs, int i) {
     const unsigned from = runs_from(runs, i), after = from & (from - 1);
     const int slot = __ffs(from) - 1;
-    return {i & (Blocks - 1), slot * S::Rows / 16 * 16, slot * S::Rows, (after ? __ffs(after) - 1 : pairs) * S::Rows};
+    return {(int)((unsigned)i % Blocks), slot * S::Rows / 16 * 16, slot * S::Rows, (after ? __ffs(after) - 1 : pairs) * S::Rows};
   }
   /// This warp's share of the matrix of kv head `head` (0 where they share one) for job i.
   __device__ __forceinline__ void load_share(Share& share, const std::uint16_t* matrix, std::int64_t head_stride, int i, int head) const {
-    share.load(matrix + head * head_stride, i & (Blocks - 1), lane);
+    share.load(matrix + head * head_stride, (int)((unsigned)i % Blocks), lane);
   }
 
   __device__ __forceinline__ void load_share_of_job(Share& share, const std::uint16_t* matrix, std::int64_t head_stride, unsigned runs,
@@ -123,7 +123,6 @@ struct Rotations {
   /// The queries of the round as fp16 to the rows at `to`, 16 bytes a thread. Rows that there are not become 0.
   __device__ __forceinline__ void copy_queries(int pairs, std::uint32_t to) const {
     constexpr int kWords = C::RoundRows * D / 8, kThreads = C::Warps * 32;
-    static_assert(kWords <= kThreads || kWords % kThreads == 0);
 #pragma unroll
     for (int i = 0; i < (kWords + kThreads - 1) / kThreads; ++i) copy_query(pairs, to, i * kThreads + warp * 32 + lane);
   }
