@@ -231,7 +231,7 @@ struct Kernel : Merges<C> {
       const std::uint32_t select0 = g % 2 == 0 ? 0x4410 : 0x1044, select1 = g % 2 == 0 ? 0x4432 : 0x3244;
       const std::uint32_t walk_at = C::kWalks + warp * 64;
       std::uint32_t slot = C::ring(warp) + stage * C::SlotBytes, bar = C::kBarriers + (warp * C::Stages + stage) * 8;
-      typename Base::Share share;
+      typename Base::Share share{};
       if (p.query_matrix) this->load_first_share(share, p.query_matrix, p.query_head_stride, first.head);
       Walk walk;
       walk.enter(p, first, round.begin, round.end, warp, C::Warps);
@@ -269,6 +269,7 @@ struct Kernel : Merges<C> {
       __syncthreads();
 
       RowState<S> st;
+      st.reset();  // else its registers count as taken from the kernel's entry on: what is undefined has no beginning
       bool busy = false;
       int last_slot = 0;
 #pragma unroll 1
@@ -313,7 +314,8 @@ struct Kernel : Merges<C> {
         walk.rest(walk_at, lane);
       }
       this->identify();
-      if (p.inverse_matrix) this->load_first_share(share, p.inverse_matrix, p.inverse_head_stride, this->pair_word(0, 1));
+      typename Base::Share back{};
+      if (p.inverse_matrix) this->load_first_share(back, p.inverse_matrix, p.inverse_head_stride, this->pair_word(0, 1));
       if (busy) this->write_state(st, warp, last_slot);
       __syncthreads();
       const int pairs = (int)lds32(C::kRound + 20);
@@ -323,7 +325,7 @@ struct Kernel : Merges<C> {
       __syncthreads();
       this->identify();
       round.wake(C::kRound);
-      this->write_outputs(round.pairs, share);
+      this->write_outputs(round.pairs, back);
       if (round.last()) break;
       open_next(round, first);
     }

@@ -55,7 +55,8 @@ struct Loader {
   __device__ __forceinline__ void start(const Params& p, Walk walk, std::uint32_t rest_at, int lane) {
     walk_at = rest_at;
     alive = true;
-    ids_next = 0;
+    tile = tile_end = index = batch = ids = ids_next = 0;
+    codes = scales = nullptr;
     settle(p, walk, lane);
   }
   /// How many tiles load_within() may ask for that hold no tokens which the kernel before this one in the stream may still be writing.
