@@ -61,7 +61,8 @@ TEST_F(Fused, QueryRows) {
 
 /// Enough tiles a warp that the stages of its ring are used again and again.
 TEST_F(Fused, RingsGoAround) {
-  for (const auto& [spec, dim] : {std::pair{"tq4", 64}, {"tq4", 96}, {"tq4", 128}, {"tq3", 128}, {"tq2", 128}, {"k8v4", 128}, {"tq4", 256}}) {
+  for (const auto& [spec, dim] :
+       {std::pair{"tq4", 64}, {"tq4", 96}, {"tq4", 128}, {"tq3", 128}, {"tq2", 128}, {"k8v4", 128}, {"tq4", 256}}) {
     DecodeCase c = small(spec, dim);
     c.kv_heads = 1, c.q_heads = 2;
     c.lengths = {dim < 128 || spec[2] == '2' ? 4000 : 2500};

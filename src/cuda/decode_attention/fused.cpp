@@ -29,8 +29,8 @@ const fused::Instance* find(const DeviceCodec& codec, const DecodeParams& p) {
                          : rows <= 8 ? 8
                                      : 16,
                          has_exact(p)};
-  for (const fused::Instance* table : {fused::kInstances128, fused::kInstances128Exact, fused::kInstances64, fused::kInstances96,
-                                       fused::kInstances256}) {
+  for (const fused::Instance* table :
+       {fused::kInstances128, fused::kInstances128Exact, fused::kInstances64, fused::kInstances96, fused::kInstances256}) {
     for (const fused::Instance* i = table; i->key.head_dim != 0; ++i) {
       if (i->key == key) return i;
     }

@@ -2,6 +2,6 @@
 #include "cuda/decode_attention/fused_instance.cuh"
 
 namespace tq4::gpu::fused {
-const Instance kInstances96[] = {instance<96, 4, 4, 4>(),  instance<96, 4, 4, 8>(), instance<96, 4, 4, 16>(), instance<96, 4, 4, 4, true>(),
-                                 instance<96, 8, 4, 4>(), {}};
+const Instance kInstances96[] = {instance<96, 4, 4, 4>(),       instance<96, 4, 4, 8>(), instance<96, 4, 4, 16>(),
+                                 instance<96, 4, 4, 4, true>(), instance<96, 8, 4, 4>(), {}};
 }
