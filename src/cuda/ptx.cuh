@@ -170,6 +170,18 @@ __device__ __forceinline__ void bulk_load(std::uint32_t dst, const std::uint8_t*
       "r"(dst), "l"(codes), "l"(scales), "l"(policy), "n"(CodeBytes + ScaleBytes), "n"(CodeBytes), "n"(ScaleBytes), "r"(dst + CodeBytes)
       : "memory");
 }
+/// One elected lane asks for two runs of `bytes` each (a multiple of 16), announced together at `bar`. All of the warp calls.
+__device__ __forceinline__ void bulk_load_two(std::uint32_t dst0, const std::uint8_t* src0, std::uint32_t dst1, const std::uint8_t* src1,
+                                              std::uint32_t bytes, std::uint32_t bar, std::uint64_t policy) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %5;\n"
+      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%1], [%2], %6, [%0], %7;\n"
+      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%3], [%4], %6, [%0], %7;\n}\n" ::"r"(bar),
+      "r"(dst0), "l"(src0), "r"(dst1), "l"(src1), "r"(2 * bytes), "r"(bytes), "l"(policy)
+      : "memory");
+}
 /// One thread asks for `bytes` from global to shared memory, announced at `bar` (which expects them). Addresses and size are multiples of 16.
 __device__ __forceinline__ void bulk_copy(std::uint32_t dst, const std::uint8_t* src, std::uint32_t bytes, std::uint32_t bar,
                                           std::uint64_t policy) {

@@ -21,6 +21,7 @@ class Fused : public EmulatedDecode {
       DecodeProblem problem(c, 3);
       ASSERT_EQ(problem.path(), "fused-sm90");
       for (int run = 0; run < 2; ++run) {  // the second finds the workspace as the first left it
+        problem.params().fresh_tokens = run == 0 ? -1 : c.q_len;
         problem.run();
         expect_within_limits(c, problem);
         const auto* workspace = static_cast<const std::uint8_t*>(problem.params().workspace);
@@ -70,20 +71,31 @@ TEST_F(Fused, RingsGoAround) {
   }
 }
 
+/// Rings that are full, begin within an exact unit, or hold fewer tokens than rows; exact tokens that queries or a sliding window do not see.
 TEST_F(Fused, ExactPart) {
-  for (const auto& [sinks, window] : {std::pair{4, 32}, {0, 20}, {20, 0}}) {
-    for (const char* spec : {"tq4", "tq3"}) {
-      DecodeCase c = small(spec, 128);
-      c.exact_sinks = sinks;
-      c.exact_window = window;
-      c.exact_rotated = true;
-      c.calibration = {spec[2] == '4', true, false};
-      c.q_len = 2;
-      expect_right(c);
-      if (spec[2] != '4') continue;
-      c.dim = 96;
-      expect_right(c);
-    }
+  struct Exact {
+    const char* spec;
+    int dim, sinks, recent, q_len, window;
+  };
+  for (const Exact& e : {Exact{"tq4", 128, 4, 32, 2, 0},
+                         {"tq3", 128, 4, 64, 1, 0},
+                         {"tq4", 128, 0, 20, 1, 0},
+                         {"k4v3", 128, 20, 0, 2, 0},
+                         {"tq4", 128, 5, 33, 2, 0},
+                         {"tq3", 128, 3, 50, 1, 30},
+                         {"tq4", 128, 6, 13, 4, 45},
+                         {"tq4", 96, 2, 7, 1, 0},
+                         {"tq4", 128, 0, 1, 1, 0}}) {
+    DecodeCase c = small(e.spec, e.dim);
+    c.exact_sinks = e.sinks;
+    c.exact_window = e.recent;
+    c.exact_rotated = true;
+    c.window = e.window;
+    c.calibration = {e.q_len == 2, true, false};
+    c.q_len = e.q_len;
+    c.lengths = {0, 1, 5, 16, 37, 70, 150};
+    SCOPED_TRACE("exact " + std::to_string(e.sinks) + "+" + std::to_string(e.recent));
+    expect_right(c);
   }
 }
 
@@ -180,7 +192,7 @@ TEST_F(Fused, Refusals) {
   refused([&](DecodeParams& p) { p.q = moved(p.q, 8); });
   refused([&](DecodeParams& p) { p.out = moved(p.out, 2); });
   refused([&](DecodeParams& p) { p.workspace = moved(p.workspace, 8); });
-  refused([&](DecodeParams& p) { p.exact.window_v = moved(p.exact.window_v, 2); });
+  refused([&](DecodeParams& p) { p.exact.window_v = moved(p.exact.window_v, 8); });
   refused([](DecodeParams& p) { p.exact.sink_k = nullptr; });
   refused([](DecodeParams& p) { p.exact.window_v = nullptr; });
   refused([](DecodeParams& p) { p.exact.sinks = -1; });

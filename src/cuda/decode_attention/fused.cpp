@@ -50,7 +50,8 @@ const char* refusal(const DeviceCodec& codec, const DecodeParams& p) {
   if (has_exact(p) && !p.exact.rotated) return "the exact tokens are in original space";
   if (p.q_rotated && k.centre && p.lse) return "lse with centred keys needs queries in original space";
   if (!p.out_rotated && v.identity && v.centre) return "centred values without a rotation take the general path";
-  if ((p.max_seq_len / 16 + 8) * p.num_seqs * codec.num_kv_heads() >= (std::int64_t{1} << 30)) return "more than 2^30 tiles";
+  if ((p.max_seq_len / 16 + (p.exact.sinks + p.exact.window) / 4 + 8) * p.num_seqs * codec.num_kv_heads() >= (std::int64_t{1} << 30))
+    return "more than 2^30 tiles";
   if (!find(codec, p)) return "this combination of codecs, head_dim and query rows is not instantiated";
   return nullptr;
 }
@@ -82,8 +83,8 @@ void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
   require(exact.sinks >= 0 && exact.window >= 0, "sinks and window of the exact part are not negative", kWhere);
   require(exact.sinks == 0 || (exact.sink_k && exact.sink_v), "the exact part has sinks but no buffers for them", kWhere);
   require(exact.window == 0 || (exact.window_k && exact.window_v), "the exact part has a window but no buffers for it", kWhere);
-  require(aligned(exact.sink_k, 4) && aligned(exact.sink_v, 4) && aligned(exact.window_k, 4) && aligned(exact.window_v, 4),
-          "the exact part's buffers are not aligned to 4 bytes", kWhere);
+  require(aligned(exact.sink_k, 16) && aligned(exact.sink_v, 16) && aligned(exact.window_k, 16) && aligned(exact.window_v, 16),
+          "the exact part's buffers are not aligned to 16 bytes", kWhere);
   require(params.fresh_tokens >= -1, "fresh_tokens is less than -1", kWhere);
   const fused::Instance* instance = find(codec, params);
   const PageLayout& layout = params.cache.layout;

@@ -21,9 +21,10 @@ struct Config {
   static constexpr int Warps = S::Tiles * D > 128 ? 8 : 16;
   static constexpr int CodeBytes = Key::kBytes + Value::kBytes;
   static constexpr int ScaleBytes = 64 + (Value::kZero ? 32 : 0);
-  static constexpr int SlotBytes = CodeBytes + ScaleBytes;
-  static constexpr int RoundRows = D <= 128 ? 32 : 16;  // query rows of all pairs of a round
-  static constexpr int Pairs = RoundRows / S::Rows;     // pairs of a round
+  static constexpr int TileBytes = CodeBytes + ScaleBytes, ExactBytes = Exact ? kExact * 4 * D : 0;
+  static constexpr int SlotBytes = TileBytes > ExactBytes ? TileBytes : ExactBytes;  // of a stage: a tile or an exact unit
+  static constexpr int RoundRows = D <= 128 ? 32 : 16;                               // query rows of all pairs of a round
+  static constexpr int Pairs = RoundRows / S::Rows;                                  // pairs of a round
   static_assert(Pairs <= 8);
   static constexpr int States = Warps + Pairs;  // a warp's last state, and one for the warp in which a pair ends
   static constexpr std::uint32_t kBase = 1024;

@@ -57,6 +57,21 @@ __device__ __forceinline__ std::uint32_t pair_value(const std::uint32_t* w, int 
   return table_read<Side * 128>(__byte_perm(x, lane_base, 0x7604 | byte << 4));
 }
 
+/// The same for a table that is repeated for the lower bits of a byte instead of the upper ones (table_code()): a field that does not end a byte is
+/// shifted up. Those shifts are multiplications, on a pipe with time to spare; only fields across two words take the pipe of permutations.
+template <int Bits, int Side, int Words, int Start = 0>
+__device__ __forceinline__ std::uint32_t upper_pair_value(const std::uint32_t* w, int i, std::uint32_t lane_base) {
+  const int end = Start + (i + 1) * 2 * Bits, shift = -end & 7, word = (end - 1) / 32, byte = (end - 1) / 8 % 4;
+  const bool crosses = (end - 2 * Bits) / 32 < word;
+  const std::uint32_t x = shift == 0 ? w[word] : crosses ? __funnelshift_l(w[word - 1], w[word], shift) : w[word] << shift;
+  return table_read<Side * 128>(__byte_perm(x, lane_base, 0x7604 | byte << 4));
+}
+/// Which of a table's Entries codes a byte stands for.
+template <int Entries>
+__device__ __forceinline__ int table_code(int byte) {
+  return byte / (256 / Entries);
+}
+
 template <int D>
 struct KeyOrder {
   static constexpr int kChunk = D >= 128 && D % 128 == 0 ? 32 : D / 4;  // dims of a chunk
@@ -86,7 +101,7 @@ struct TableKey {
   }
   /// Pair i of token g + 8 h.
   __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
-    return pair_value<Bits, 0, kWords>(r.w[h], i, lane_base);
+    return upper_pair_value<Bits, 0, kWords>(r.w[h], i, lane_base);
   }
 };
 
@@ -132,7 +147,7 @@ struct TableValue {
   /// Pair i of piece g of token 8 h + 2 t + odd.
   template <int Odd>
   __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
-    return pair_value<Bits, 1, kWords, Odd * kPiece * 8>(r.w[h], i, lane_base);
+    return upper_pair_value<Bits, 1, kWords, Odd * kPiece * 8>(r.w[h], i, lane_base);
   }
 };
 

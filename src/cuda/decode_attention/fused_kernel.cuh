@@ -78,40 +78,49 @@ struct Kernel : Merges<C> {
     });
   }
 
-  /// 16 exact tokens from `first` on, held in fp16 in the rotated space: row `position % period` of the buffers.
-  __device__ __forceinline__ void exact_tile(RowState<S>& st, const QueryFragments<S>& q, const std::uint16_t* k, const std::uint16_t* v,
-                                             int period, const Mask& mask, int first, std::uint32_t select0, std::uint32_t select1) {
-    const int top = mask.end - 1;
-    const std::uint16_t* k_row[2];
-    const std::uint16_t* v_row[2][2];
+  /// Exact unit `unit` of a pair, already in shared memory at `at`: kExact rows of K, then of V, fp16 in the rotated space. They are the first rows of
+  /// the products, whose other rows are none.
+  template <class Refill>
+  __device__ __forceinline__ void exact_unit(RowState<S>& st, const QueryFragments<S>& q, std::uint32_t at, int seq_len, int unit,
+                                             std::uint32_t select0, std::uint32_t select1, Refill&& refill) {
+    constexpr int kRow = D * 2, kChunk = KeyOrder<D>::kChunk * 2;
+    const Tokens tokens(p, seq_len);
+    const int sink_units = tokens.sink_units();
+    const bool sink = unit < sink_units;
+    // Row r holds the last position of those that are r modulo the ring's rows.
+    const int first = (sink ? unit : unit - sink_units) * kExact, last = seq_len - 1, last_row = sink ? 0 : last % p.recent;
+    const auto position = [&](int i) {
+      const int row = first + i;
+      if (sink) return row;
+      return row < p.recent ? last - last_row + row - (row > last_row ? p.recent : 0) : -1;
+    };
+    const Mask mask{seq_len, p.q_len, p.window, sink ? 0 : tokens.recent, sink ? tokens.sinks : seq_len};
+    std::uint32_t k[D / 8];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      k_row[h] = k + (std::int64_t)(min(first + g + 8 * h, top) % period) * D + t * KeyOrder<D>::kChunk;
-#pragma unroll
-      for (int odd = 0; odd < 2; ++odd)
-        v_row[h][odd] = v + (std::int64_t)(min(first + 8 * h + 2 * t + odd, top) % period) * D + g * (D / 8);
-    }
+    for (int c = 0; c < KeyOrder<D>::kChunks; ++c) load_bytes<kChunk>(at + g % kExact * kRow + (c * 4 + t) * kChunk, k + c * kChunk / 4);
     const float k_scale[2] = {p.k_table_scale, p.k_table_scale};
-    float v_scale[2] = {1.f, 1.f}, v_zero[2] = {0.f, 0.f};
+    float v_scale[2] = {1.f, 0.f}, v_zero[2] = {0.f, 0.f};
     float s[2][S::LaneRows];
     logits_tile<S>(
-        q, [&](int h, int i) { return __ldg(reinterpret_cast<const std::uint32_t*>(k_row[h] + KeyOrder<D>::dim(0, i))); }, k_scale, s);
-    mask_tile<S>(mask, first, g, t, p.group_reciprocal, s, v_scale, v_zero);
+        q, [&](int h, int i) { return h == 0 ? k[i] : 0; }, k_scale, s);
+    mask_rows<S>(mask, 0, g < kExact ? position(g) : -1, t, p.group_reciprocal, s, v_scale, v_zero);
+#pragma unroll
+    for (int r = 0; r < S::LaneRows; ++r) s[1][r] = -INFINITY;
     std::uint32_t b[S::Tiles][2][S::Parities][2];
     softmax_tile<S, Value::kZero>(st, s, v_scale, v_zero, select0, select1, b);
-    values_tile<S>(st, b, [&](int h, int odd, int i) { return __ldg(reinterpret_cast<const std::uint32_t*>(v_row[h][odd] + 2 * i)); });
-  }
-
-  /// Unit i of a pair, one of its exact tiles.
-  __device__ __forceinline__ void exact_unit(const Pair& pair, int i, RowState<S>& st, const QueryFragments<S>& q, std::uint32_t select0,
-                                             std::uint32_t select1) {
-    const Tokens tokens = pair.tokens(p);
-    const bool sink = i < tokens.sink_tiles();
-    const Mask mask{tokens.seq_len, p.q_len, p.window, sink ? 0 : tokens.recent, sink ? tokens.sinks : tokens.seq_len};
-    const int period = sink ? p.sinks : p.recent;
-    const std::int64_t base = ((std::int64_t)pair.seq * p.num_kv_heads + pair.head) * period * D;
-    exact_tile(st, q, (sink ? p.sink_k : p.recent_k) + base, (sink ? p.sink_v : p.recent_v) + base, period, mask,
-               sink ? i * kTile : tokens.recent + (i - tokens.sink_tiles()) * kTile, select0, select1);
+    std::uint32_t v[2][D / 16];
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+      load_bytes<D / 8>(at + kExact * kRow + (2 * t + odd) % kExact * kRow + g * (D / 4), v[odd]);
+      load_bytes<D / 8>(at + kExact * kRow + (2 * t + odd) % kExact * kRow + g * (D / 4) + D / 8, v[odd] + D / 32);
+      const int pos = t < kExact / 2 ? position(2 * t + odd) : -1;
+      const bool live = pos >= mask.begin && pos < mask.end;  // bytes nobody wrote may be no numbers
+#pragma unroll
+      for (int i = 0; i < D / 16; ++i) v[odd][i] = live ? v[odd][i] : 0;
+    }
+    __syncwarp();
+    refill();
+    values_half<S>(st, b, 0, [&](int, int odd, int i) { return v[odd][i]; });
   }
 
   static constexpr int TableParts =
@@ -123,9 +132,9 @@ struct Kernel : Merges<C> {
       const int code = (warp * TableParts + i) * 16 + lane % 16;
       entry[i] = 0;
       if (lane >= 16) {
-        entry[i] = __ldg(p.v_pairs + code % Value::kEntries);
+        entry[i] = __ldg(p.v_pairs + table_code<Value::kEntries>(code));
       } else if constexpr (Key::kTable) {
-        entry[i] = __ldg(p.k_pairs + code % Key::kEntries);
+        entry[i] = __ldg(p.k_pairs + table_code<Key::kEntries>(code));
       }
     }
   }
@@ -235,7 +244,7 @@ struct Kernel : Merges<C> {
       if (p.query_matrix) this->load_first_share(share, p.query_matrix, p.query_head_stride, first.head);
       Walk walk;
       walk.enter(p, first, round.begin, round.end, warp, C::Warps);
-      Loader<C::CodeBytes, C::ScaleBytes> loader;
+      Loader<C::CodeBytes, C::ScaleBytes, C::Exact ? D * 2 : 0> loader;
       loader.start(p, walk, walk_at + 32, lane);
       walk.rest(walk_at, lane);
 
@@ -250,6 +259,13 @@ struct Kernel : Merges<C> {
           next_stage(to, to_bar, to_stage);
         }
         wait_for_previous_kernels();
+      }
+      if constexpr (C::Exact && S::Packed) {  // exact units may be of the kernel before; there are few, queries do not wait for them long
+#pragma unroll 1
+        for (; round.first() && asked < C::Stages && loader.alive && loader.exact(); ++asked) {
+          loader.load(p, lane, to, to_bar, policy);
+          next_stage(to, to_bar, to_stage);
+        }
       }
       __syncthreads();  // the table of pairs is there
       this->copy_queries(round.pairs, p.query_matrix ? C::kQueries : C::kRotated);
@@ -281,23 +297,27 @@ struct Kernel : Merges<C> {
         QueryFragments<S> q;
         query_fragments(walk.slot, q);
         st.reset();
-        int tile, tile_end, safe_first, safe_count;
-        {
-          const Tokens tokens = walk.pair.tokens(p);
-          tile = walk.pos - walk.pair.begin;  // the first unit
-          tile_end = walk.segment_end() - walk.pair.begin;
-          if constexpr (C::Exact) {
-            int exact = tokens.exact_before(tile);
-            const int exact_end = tokens.exact_before(tile_end);
-            tile -= exact, tile_end -= exact_end;
+        const int seq_len = walk.pair.seq_len;
+        int tile = walk.pos - walk.pair.begin, tile_end = walk.segment_end() - walk.pair.begin;  // units
+        if constexpr (C::Exact) {
+          const int exact = Tokens(p, seq_len).exact_units();
 #pragma unroll 1
-            for (; exact < exact_end; ++exact) exact_unit(walk.pair, exact, st, q, select0, select1);
+          for (; tile < min(tile_end, exact); ++tile) {
+            mbarrier_wait(bar, parity);
+            exact_unit(st, q, slot, seq_len, tile, select0, select1, [&] {
+              if (loader.alive) loader.load(p, lane, slot, bar, policy);
+            });
+            parity ^= next_stage(slot, bar, stage);
           }
+          tile -= exact, tile_end -= exact;
+        }
+        int safe_first, safe_count;
+        {
+          const Tokens tokens(p, seq_len);
           tile += tokens.first_tile();
           tile_end = tokens.first_tile() + min(tile_end, tokens.tiles());
-          Mask{tokens.seq_len, p.q_len, p.window, tokens.begin, tokens.end}.safe_tiles(safe_first, safe_count);
+          Mask{seq_len, p.q_len, p.window, tokens.begin, tokens.end}.safe_tiles(safe_first, safe_count);
         }
-        const int seq_len = walk.pair.seq_len;
 #pragma unroll 1
         for (; tile < tile_end; ++tile) {
           mbarrier_wait(bar, parity);

@@ -8,12 +8,14 @@
 
 namespace tq4::gpu::fused {
 
-/// Walks the compressed tiles of a warp's share, ahead of the tiles it computes on. Page numbers are fetched 32 at a time, one a lane, and the
-/// next 32 are on their way while these are used.
-template <int CodeBytes, int ScaleBytes>
+/// Walks the units of a warp's share, ahead of those it computes on. Page numbers are fetched 32 at a time, one a lane, and the next 32 are on their
+/// way while these are used. RowBytes: of an exact token, 0 where there are none.
+template <int CodeBytes, int ScaleBytes, int RowBytes>
 struct Loader {
+  static constexpr int kExactUnit = -(1 << 30);  // added to the number of an exact unit: exact units are below 0
+
   std::uint32_t walk_at;  // the walk rests in shared memory between segments: registers are for tiles
-  int tile, tile_end;     // of the current segment
+  int tile, tile_end;     // of the current run: compressed tiles or exact units of a segment
   int index, batch;       // of `tile` within the current batch of page numbers, and how many there are
   int ids, ids_next;
   const std::uint8_t* codes;  // of this head in page 0
@@ -29,7 +31,7 @@ struct Loader {
     batch = min(tile_end - tile, 32);
     if (tile + 32 < tile_end) ids_next = fetch(p, seq, tile + 32, lane);
   }
-  /// Enters the first segment from the walk's position on that has compressed tiles.
+  /// Enters the next run from the walk's position on: exact units or compressed tiles of a pair.
   __device__ __forceinline__ void settle(const Params& p, Walk& walk, int lane) {
 #pragma unroll 1
     for (;;) {
@@ -37,13 +39,24 @@ struct Loader {
         alive = false;
         return;
       }
+      if (walk.pos == walk.pair.end()) walk.next_pair(p);
       const Tokens tokens = walk.pair.tokens(p);
-      const int first = walk.pos - walk.pair.begin, end = walk.segment_end() - walk.pair.begin;  // units
-      tile = tokens.first_tile() + first - tokens.exact_before(first);
-      tile_end = tokens.first_tile() + min(end - tokens.exact_before(end), tokens.tiles());
+      int first = walk.pos - walk.pair.begin, end = walk.segment_end() - walk.pair.begin;  // units
+      if constexpr (RowBytes > 0) {
+        const int exact = tokens.exact_units();
+        if (first < exact) {
+          tile = kExactUnit + first;
+          tile_end = kExactUnit + min(end, exact);
+          walk.pos = min(walk.segment_end(), walk.pair.begin + exact);
+          walk.rest(walk_at, lane);
+          return;
+        }
+        first -= exact, end -= exact;
+      }
+      tile = tokens.first_tile() + first;
+      tile_end = tokens.first_tile() + min(end, tokens.tiles());
       walk.pos = walk.segment_end();
       if (tile < tile_end) break;
-      if (walk.pos < walk.end) walk.next_pair(p);
     }
     const int T = p.tiles_per_page_log2;
     codes = p.codes + (walk.pair.head << T) * CodeBytes;
@@ -59,8 +72,11 @@ struct Loader {
     codes = scales = nullptr;
     settle(p, walk, lane);
   }
+  /// Whether the next unit is an exact one.
+  __device__ __forceinline__ bool exact() const { return RowBytes > 0 && tile < 0; }
   /// How many tiles load_within() may ask for that hold no tokens which the kernel before this one in the stream may still be writing.
   __device__ __forceinline__ int early(const Params& p) const {
+    if (exact()) return 0;
     Walk walk;
     walk.wake(walk_at);
     return min(min((walk.pair.tokens(p).end - p.fresh_tokens) / kTile, tile_end) - tile, batch - 1);
@@ -74,20 +90,39 @@ struct Loader {
     ++tile;
     ++index;
   }
-  /// Asks for the next tile, whichever it is.
+  /// Asks for the next unit, an exact one: rows of K, then of V.
+  __device__ __forceinline__ void load_exact(const Params& p, const Walk& walk, int lane, std::uint32_t dst, std::uint32_t bar,
+                                             std::uint64_t policy) {
+    const Tokens tokens = walk.pair.tokens(p);
+    int row = tile - kExactUnit - tokens.sink_units();
+    const bool sink = row < 0;
+    if (sink) row += tokens.sink_units();
+    row *= kExact;
+    const int rows = sink ? p.sinks : p.recent;
+    const std::int64_t from = ((std::int64_t)(walk.pair.seq * p.num_kv_heads + walk.pair.head) * rows + row) * RowBytes;
+    const std::uint32_t bytes = min(kExact, rows - row) * RowBytes;
+    bulk_load_two(dst, reinterpret_cast<const std::uint8_t*>(sink ? p.sink_k : p.recent_k) + from, dst + kExact * RowBytes,
+                  reinterpret_cast<const std::uint8_t*>(sink ? p.sink_v : p.recent_v) + from, bytes, bar, policy);
+    ++tile;
+  }
+  /// Asks for the next unit, whichever it is.
   __device__ __forceinline__ void load(const Params& p, int lane, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {
-    load_within(p, dst, bar, policy);
-    if (index == batch) {
-      Walk walk;
+    Walk walk;
+    if (exact()) {
+      walk.wake(walk_at);
+      load_exact(p, walk, lane, dst, bar, policy);
+      if (tile < tile_end) return;
+    } else {
+      load_within(p, dst, bar, policy);
+      if (index < batch) return;
       walk.wake(walk_at);
       if (tile < tile_end) {
         ids = ids_next;
         prepare_batch(p, walk.pair.seq, lane);
-      } else {
-        if (walk.pos < walk.end) walk.next_pair(p);
-        settle(p, walk, lane);
+        return;
       }
     }
+    settle(p, walk, lane);
   }
 };
 

@@ -1,5 +1,5 @@
 // How the work of a launch is dealt, worked out on the device from seq_lens, so that a captured graph stays right while lengths grow.
-// A unit is 16 tokens of one (sequence, kv head) pair: its compressed tiles, and at even distances between them its exact ones, which take longer.
+// A unit is a tile of 16 compressed tokens of one (sequence, kv head) pair or, as many bytes, 4 of its exact ones, which come first.
 // The units of all pairs form one line, cut into equal pieces, one a thread block (stream-K). Pairs go by kv head, then sequence: short sequences,
 // whose pairs cost more than their units, then do not come num_kv_heads at a time. A block works through its piece in rounds of at most C::Pairs pairs;
 // within a round every warp takes an equal share of consecutive units. Parts of a pair meet again in the merge.
@@ -11,6 +11,7 @@
 namespace tq4::gpu::fused {
 
 constexpr int kTile = 16;  // tokens a tile
+constexpr int kExact = 4;  // tokens an exact unit: consecutive rows of the buffers of exact tokens
 
 __device__ __forceinline__ int divide(int a, int b) {  // a >= 0, b > 0: float and corrections, no slow integer division
   int q = __float2int_rz(__fdividef(__int2float_rn(a), __int2float_rn(b)));
@@ -20,31 +21,26 @@ __device__ __forceinline__ int divide(int a, int b) {  // a >= 0, b > 0: float a
   return q;
 }
 
-/// The tokens of a sequence: exact ones in [0, sinks) and [recent, seq_len), compressed ones in [begin, end).
+/// The tokens of a sequence: exact ones in [0, sinks) and [recent, seq_len), compressed ones in [begin, end). Of the ring of recent ones ring_rows rows are
+/// read; while it is not full there are rows among them that hold no token.
 struct Tokens {
-  int seq_len, sinks, recent, begin, end;
+  int seq_len, sinks, recent, ring_rows, begin, end;
   __device__ __forceinline__ Tokens() {}
   __device__ __forceinline__ Tokens(const Params& p, int length) : seq_len(length) {
     sinks = min(p.sinks, length);
     recent = p.recent > 0 ? max(p.sinks, length - p.recent) : length;
+    ring_rows = length > recent ? min(p.recent, length) : 0;
     begin = p.sinks;
     if (p.window > 0) begin = max(begin, length - p.q_len + 1 - p.window);
     end = min(recent, length);
     begin = min(begin, end);
   }
-  __device__ __forceinline__ int sink_tiles() const { return (sinks + kTile - 1) / kTile; }
-  __device__ __forceinline__ int exact_tiles() const { return sink_tiles() + (max(seq_len - recent, 0) + kTile - 1) / kTile; }
+  __device__ __forceinline__ int sink_units() const { return (sinks + kExact - 1) / kExact; }
+  __device__ __forceinline__ int exact_units() const { return sink_units() + (ring_rows + kExact - 1) / kExact; }
   __device__ __forceinline__ int first_tile() const { return begin / kTile; }
   __device__ __forceinline__ int tiles() const { return end > begin ? (end + kTile - 1) / kTile - begin / kTile : 0; }
   /// A sequence without tokens still has one (empty) unit, so that its output gets written.
-  __device__ __forceinline__ int units() const { return max(tiles() + exact_tiles(), 1); }
-  /// How many of the first n units are exact: unit k * (units / exact tiles) is exact tile k.
-  __device__ __forceinline__ int exact_before(int n) const {
-    const int exact = exact_tiles();
-    if (exact == 0) return 0;
-    const int distance = divide(units(), exact);
-    return min(divide(n + distance - 1, distance), exact);
-  }
+  __device__ __forceinline__ int units() const { return max(exact_units() + tiles(), 1); }
 };
 
 /// A block's piece of the line: [begin, end). Piece c is [c * length, (c + 1) * length).

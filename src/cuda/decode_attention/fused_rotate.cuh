@@ -83,9 +83,9 @@ struct Rotations {
   };
   /// Bit i: the pair in slot i begins a run.
   __device__ __forceinline__ unsigned find_runs(bool per_head, int pairs) const {
-    const bool live = lane < pairs;
-    const int head = live && per_head ? pair_word(lane, 1) : 0, before = __shfl_up_sync(~0u, head, 1);
-    return __ballot_sync(~0u, live && (lane * S::Rows % 16 == 0 || head != before));
+    bool begins = lane < pairs && lane * S::Rows % 16 == 0;
+    if (per_head && lane > 0 && lane < pairs) begins |= pair_word(lane, 1) != pair_word(lane - 1, 1);
+    return __ballot_sync(~0u, begins);
   }
   __device__ __forceinline__ static int job_count(unsigned runs) { return Blocks * __popc(runs); }
   /// The runs from that of job i on.
@@ -95,6 +95,7 @@ struct Rotations {
     return runs;
   }
   __device__ __forceinline__ static Job job_at(unsigned runs, int pairs, int i) {
+    if (runs == 1) return {(int)((unsigned)i % Blocks), 0, 0, pairs * S::Rows};
     const unsigned from = runs_from(runs, i), after = from & (from - 1);
     const int slot = __ffs(from) - 1;
     return {(int)((unsigned)i % Blocks), slot * S::Rows / 16 * 16, slot * S::Rows, (after ? __ffs(after) - 1 : pairs) * S::Rows};

@@ -168,19 +168,24 @@ __device__ __forceinline__ void logits_tile(const QueryFragments<S>& q, KeyPair&
     }
 }
 
-/// o += p V: value(half, odd, pair) gives the half2 of pair `pair` of piece g of token 8 * half + 2t + odd.
+/// o += p V of half `h` of the tile's tokens: value(half, odd, pair) gives the half2 of pair `pair` of piece g of token 8 * half + 2t + odd.
+template <class S, class ValuePair>
+__device__ __forceinline__ void values_half(RowState<S>& st, const std::uint32_t (&b)[S::Tiles][2][S::Parities][2], int h,
+                                            ValuePair&& value) {
+#pragma unroll
+  for (int j = 0; j < S::Blocks; ++j) {
+    const std::uint32_t a0 = value(h, 0, 2 * j), a1 = value(h, 0, 2 * j + 1), a2 = value(h, 1, 2 * j), a3 = value(h, 1, 2 * j + 1);
+#pragma unroll
+    for (int n = 0; n < S::Tiles; ++n)
+#pragma unroll
+      for (int e = 0; e < S::Parities; ++e) mma(st.o[n][e][j], a0, a1, a2, a3, b[n][h][e][0], b[n][h][e][1]);
+  }
+}
+/// Of both halves.
 template <class S, class ValuePair>
 __device__ __forceinline__ void values_tile(RowState<S>& st, const std::uint32_t (&b)[S::Tiles][2][S::Parities][2], ValuePair&& value) {
 #pragma unroll
-  for (int h = 0; h < 2; ++h)
-#pragma unroll
-    for (int j = 0; j < S::Blocks; ++j) {
-      const std::uint32_t a0 = value(h, 0, 2 * j), a1 = value(h, 0, 2 * j + 1), a2 = value(h, 1, 2 * j), a3 = value(h, 1, 2 * j + 1);
-#pragma unroll
-      for (int n = 0; n < S::Tiles; ++n)
-#pragma unroll
-        for (int e = 0; e < S::Parities; ++e) mma(st.o[n][e][j], a0, a1, a2, a3, b[n][h][e][0], b[n][h][e][1]);
-    }
+  for (int h = 0; h < 2; ++h) values_half<S>(st, b, h, value);
 }
 
 /// Which logits of a tile do not count: key position `pos`, seen by query token qi when first(qi) <= pos <= last(qi).
@@ -196,17 +201,20 @@ struct Mask {
     count = max(min(end, seq_len - q_len + 1) / 16 - first, 0);
   }
 };
+/// Of this lane's token of half h, at position `pos`.
+template <class S>
+__device__ __forceinline__ void mask_rows(const Mask& mask, int h, int pos, int t, int group_reciprocal, float (&s)[2][S::LaneRows],
+                                          float (&v_scale)[2], float (&v_zero)[2]) {
+  if (pos < mask.begin || pos >= mask.end) v_scale[h] = v_zero[h] = 0.f;  // bytes nobody wrote may hold anything, NaN included
+#pragma unroll
+  for (int r = 0; r < S::LaneRows; ++r)
+    if (!mask.visible(pos, S::row(t, r) * group_reciprocal >> 16)) s[h][r] = -INFINITY;
+}
 template <class S>
 __device__ __forceinline__ void mask_tile(const Mask& mask, int first, int g, int t, int group_reciprocal, float (&s)[2][S::LaneRows],
                                           float (&v_scale)[2], float (&v_zero)[2]) {
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int pos = first + g + 8 * h;
-    if (pos < mask.begin || pos >= mask.end) v_scale[h] = v_zero[h] = 0.f;  // bytes nobody wrote may hold anything, NaN included
-#pragma unroll
-    for (int r = 0; r < S::LaneRows; ++r)
-      if (!mask.visible(pos, S::row(t, r) * group_reciprocal >> 16)) s[h][r] = -INFINITY;
-  }
+  for (int h = 0; h < 2; ++h) mask_rows<S>(mask, h, first + g + 8 * h, t, group_reciprocal, s, v_scale, v_zero);
 }
 
 }  // namespace tq4::gpu::fused

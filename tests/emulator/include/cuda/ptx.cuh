@@ -199,6 +199,15 @@ void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t*
   emulator::bulk_copy(dst, codes, CodeBytes, bar);
   emulator::bulk_copy(dst + CodeBytes, scales, ScaleBytes, bar);
 }
+inline void bulk_load_two(std::uint32_t dst0, const std::uint8_t* src0, std::uint32_t dst1, const std::uint8_t* src1, std::uint32_t bytes,
+                          std::uint32_t bar, std::uint64_t) {
+  emulated::Election election{};
+  emulator::meet("elect.sync", ~0u, &election, emulated::elect_work);
+  if (!election.elected) return;
+  emulator::mbarrier_arrive_expect(bar, static_cast<int>(2 * bytes));
+  emulator::bulk_copy(dst0, src0, static_cast<int>(bytes), bar);
+  emulator::bulk_copy(dst1, src1, static_cast<int>(bytes), bar);
+}
 inline void fence_mbarrier_init() {}
 inline void fence_bulk_copies() {}
 
