@@ -1,6 +1,7 @@
 // The fused decode kernel on the emulator: shapes small enough for a host, many schedules. Each case runs with several seeds (order of blocks, warps
 // and lanes), ways that copies arrive, and numbers of thread blocks, against the float64 reference with the limits of the GPU tests.
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <span>
 
@@ -58,6 +59,16 @@ TEST_F(Fused, QueryRows) {
     c.dim = 96;
     expect_right(c);
   }
+}
+
+/// Pieces fitted to pairs of one length (whole pieces a pair, whole pairs a piece, neither), half of the blocks only, empty units behind pairs of
+/// different lengths.
+TEST_F(Fused, PiecesAndPairs) {
+  DecodeCase c = small("tq4", 128);
+  c.lengths = {640, 640, 640};
+  expect_right(c, std::array<Schedule, 4>{{{1, Copies::Random, 2}, {2, Copies::Lazy, 12}, {3, Copies::Eager, 7}, {4, Copies::Random, 1}}});
+  c.lengths = {700, 40, 5, 300};
+  expect_right(c, std::array<Schedule, 2>{{{1, Copies::Random, 3}, {2, Copies::Lazy, 2}}});
 }
 
 /// Enough tiles a warp that the stages of its ring are used again and again.

@@ -164,7 +164,7 @@ struct Kernel : Merges<C> {
       if (warp == 0 && lane == 0) {
         const std::uint32_t at = C::kPairTable + round.pairs * 32;
         sts128_words<0>(at, pair.seq, pair.head, pair.end() <= round.piece_end, pair.seq_len);
-        sts128_words<16>(at, pair.begin, pair.units, 0, 0);
+        sts128_words<16>(at, pair.begin, pair.units, pair.empty, 0);
       }
       ++round.pairs;
       round.end = min(pair.end(), end);
@@ -181,6 +181,7 @@ struct Kernel : Merges<C> {
     if (warp == 0 && lane == 0) {
       sts128_words<0>(C::kOpening, first.seq, first.head, first.seq_len, first.begin);
       sts32(C::kOpening + 16, (std::uint32_t)first.units);
+      sts32(C::kOpening + 20, (std::uint32_t)first.empty);
     }
     round.opening = 1;
     round.begin = first.end();
@@ -191,9 +192,9 @@ struct Kernel : Merges<C> {
   /// The round after `round`, and its first pair. Behind a barrier, and with one inside.
   __device__ __forceinline__ void open_next(Round& round, Pair& first) const {
     if (round.end == round.piece_end) {
-      int unused[3];
+      int unused[2];
       lds128_ordered<0>(C::kOpening, first.seq, first.head, first.seq_len, first.begin);
-      lds128_ordered<16>(C::kOpening, first.units, unused[0], unused[1], unused[2]);
+      lds128_ordered<16>(C::kOpening, first.units, first.empty, unused[0], unused[1]);
       round.begin = round.piece_begin;
       round.opening = 2;
     } else {
@@ -228,7 +229,7 @@ struct Kernel : Merges<C> {
     fence_mbarrier_init();
     Plan plan;
     Pair first;  // of the round
-    if (!make_plan(p, lane, own_length, plan, first)) return;
+    if (!make_plan<C::Warps>(p, lane, own_length, plan, first)) return;
     fill_tables(entry);
     std::uint32_t stage = 0, parity = 0;
     Round round = open_first(plan, first);
@@ -274,26 +275,23 @@ struct Kernel : Merges<C> {
         this->rotate_queries(round.pairs, C::kQueries, share);
       }
       if (!round.first()) fence_bulk_copies();  // states were written where tiles go now
-#pragma unroll 1
-      for (; asked < C::Stages && loader.alive; ++asked) {
-        loader.load(p, lane, to, to_bar, policy);
-        next_stage(to, to_bar, to_stage);
-      }
       if (round.first()) launch_dependents();
       if (lane == 0) sts32(C::kStateSlot + warp * 4, ~0u);
       if (warp == 0 && lane < C::Pairs) sts32(C::kStateSlot + (C::Warps + lane) * 4, ~0u);
       __syncthreads();
+      to = slot, to_bar = bar, to_stage = stage;
+#pragma unroll 1
+      for (int i = 0; i < C::Stages && loader.alive; ++i) {
+        if (i >= asked) loader.load(p, lane, to, to_bar, policy);
+        next_stage(to, to_bar, to_stage);
+      }
 
       RowState<S> st;
       st.reset();  // else its registers count as taken from the kernel's entry on: what is undefined has no beginning
-      bool busy = false;
-      int last_slot = 0;
 #pragma unroll 1
       for (;;) {
         walk.wake(walk_at);
         if (walk.pos >= walk.end) break;
-        busy = true;
-        last_slot = walk.slot;
         QueryFragments<S> q;
         query_fragments(walk.slot, q);
         st.reset();
@@ -328,15 +326,15 @@ struct Kernel : Merges<C> {
         }
         walk.wake(walk_at);
         walk.pos = walk.segment_end();
-        if (walk.pos == walk.end) break;
-        this->write_state(st, C::Warps + walk.slot, walk.slot);  // the pair ends inside this warp's share
+        const bool last = walk.pos == walk.end;
+        this->write_state(st, last ? warp : C::Warps + walk.slot, walk.slot);  // not the last: the pair ends inside this warp's share
+        if (last) break;
         walk.next_pair(p);
         walk.rest(walk_at, lane);
       }
       this->identify();
       typename Base::Share back{};
       if (p.inverse_matrix) this->load_first_share(back, p.inverse_matrix, p.inverse_head_stride, this->pair_word(0, 1));
-      if (busy) this->write_state(st, warp, last_slot);
       __syncthreads();
       const int pairs = (int)lds32(C::kRound + 20);
       this->merge_round(pairs);

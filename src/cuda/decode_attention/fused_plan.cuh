@@ -1,8 +1,8 @@
 // How the work of a launch is dealt, worked out on the device from seq_lens, so that a captured graph stays right while lengths grow.
 // A unit is a tile of 16 compressed tokens of one (sequence, kv head) pair or, as many bytes, 4 of its exact ones, which come first.
-// The units of all pairs form one line, cut into equal pieces, one a thread block (stream-K). Pairs go by kv head, then sequence: short sequences,
-// whose pairs cost more than their units, then do not come num_kv_heads at a time. A block works through its piece in rounds of at most C::Pairs pairs;
-// within a round every warp takes an equal share of consecutive units. Parts of a pair meet again in the merge.
+// The units of all pairs form one line, cut into equal pieces, one a thread block (stream-K); fit_pieces() says how long. Pairs go by kv head, then
+// sequence: short sequences, whose pairs cost more than their units, then do not come num_kv_heads at a time. A block works through its piece in
+// rounds of at most C::Pairs pairs; within a round every warp takes an equal share of consecutive units. Parts of a pair meet again in the merge.
 #pragma once
 
 #include "cuda/decode_attention/fused_params.h"
@@ -52,12 +52,9 @@ struct Plan {
 struct Pair {
   int seq, head, seq_len;
   int begin, units;  // where its units begin on the line, and how many there are
+  int empty;         // units without tokens at every pair's end (make_plan())
   __device__ __forceinline__ int end() const { return begin + units; }
   __device__ __forceinline__ Tokens tokens(const Params& p) const { return Tokens(p, seq_len); }
-  __device__ __forceinline__ void enter_sequence(const Params& p) {
-    seq_len = __ldg(p.seq_lens + seq);
-    units = Tokens(p, seq_len).units();
-  }
   /// The next pair on the line (the caller knows there is one).
   __device__ __forceinline__ void next(const Params& p) {
     begin += units;
@@ -65,21 +62,67 @@ struct Pair {
       seq = 0;
       ++head;
     }
-    if (p.num_seqs > 1) enter_sequence(p);
+    if (p.num_seqs > 1) {
+      seq_len = __ldg(p.seq_lens + seq);
+      units = Tokens(p, seq_len).units() + empty;
+    }
   }
 };
 
+/// How long a block's piece is, and how many empty units end every pair. `units`: of all pairs of a head; shortest, longest: of a pair.
+/// - Where half of the blocks do with four tiles a warp, no more take part: fewer parts to merge, and the next launch begins on the other multiprocessors.
+/// - Pairs of one length (those of one sequence, above all) and pieces are fitted to each other where that costs little: whole pieces a pair, or
+///   whole pairs a piece.
+/// - Else empty units stand for the work at a pair's end, or blocks with many short pairs end last.
+template <int Warps>
+__device__ __forceinline__ void fit_pieces(const Params& p, int units, int shortest, int longest, int& length, int& empty) {
+  const int total = units * p.num_kv_heads, pairs = p.num_seqs * p.num_kv_heads, half = (int)gridDim.x / 2;
+  const int blocks = total <= half * 4 * Warps ? half : (int)gridDim.x;
+  length = divide(total + blocks - 1, blocks);
+  if (shortest == longest) {
+    int fitted;
+    if (pairs <= blocks) {
+      const int most = divide(blocks, pairs);
+      fitted = divide(longest + most - 1, most);
+      empty = divide(longest + fitted - 1, fitted) * fitted - longest;
+    } else {
+      fitted = divide(pairs + blocks - 1, blocks) * longest;
+      empty = 0;
+    }
+    if (fitted - length <= length / 16 + 1) {
+      length = fitted;
+      return;
+    }
+  }
+  empty = min(length / 32, longest / (shortest == longest ? 64 : 32));
+  length = divide((units + empty * p.num_seqs) * p.num_kv_heads + blocks - 1, blocks);
+}
+
 /// The plan and the pair at the beginning of the block's piece. Every warp computes the same (no shared memory, no barrier); the lanes scan the
 /// sequences, 32 a round. Returns false when the block has no work.
-/// own_length: seq_lens[lane] (anything where there is no such sequence).
+/// own_length: seq_lens[lane] (anything where there is no such sequence). Warps: of a block, to fit pieces and pairs to each other; 0: equal pieces without empty units.
+template <int Warps = 0>
 __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_length, Plan& plan, Pair& pair) {
   int mine = lane < p.num_seqs ? Tokens(p, own_length).units() : 0;
-  int total = mine;
+  int total = mine, shortest = lane < p.num_seqs ? mine : 0x7fffffff, longest = mine;
 #pragma unroll 1
-  for (int b = lane + 32; b < p.num_seqs; b += 32) total += Tokens(p, __ldg(p.seq_lens + b)).units();
-  const int head_units = __reduce_add_sync(~0u, total);  // of one head
-  total = head_units * p.num_kv_heads;
-  plan.length = divide(total + gridDim.x - 1, gridDim.x);
+  for (int b = lane + 32; b < p.num_seqs; b += 32) {
+    const int units = Tokens(p, __ldg(p.seq_lens + b)).units();
+    total += units;
+    shortest = min(shortest, units);
+    longest = max(longest, units);
+  }
+  int head_units = __reduce_add_sync(~0u, total);  // of one head
+  pair.empty = 0;
+  if constexpr (Warps > 0) {
+    fit_pieces<Warps>(p, head_units, __reduce_min_sync(~0u, shortest), __reduce_max_sync(~0u, longest), plan.length, pair.empty);
+    head_units += pair.empty * p.num_seqs;
+    mine += lane < p.num_seqs ? pair.empty : 0;
+    total = head_units * p.num_kv_heads;
+  } else {
+    total = head_units * p.num_kv_heads;
+    plan.length = divide(total + gridDim.x - 1, gridDim.x);
+  }
   plan.begin = blockIdx.x * plan.length;
   plan.end = min(plan.begin + plan.length, total);
   if (plan.begin >= total) return false;
@@ -89,7 +132,7 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
   if (p.num_seqs > 1) {
 #pragma unroll 1
     for (;; pair.seq += 32) {
-      if (pair.seq > 0) mine = pair.seq + lane < p.num_seqs ? Tokens(p, __ldg(p.seq_lens + pair.seq + lane)).units() : 0;
+      if (pair.seq > 0) mine = pair.seq + lane < p.num_seqs ? Tokens(p, __ldg(p.seq_lens + pair.seq + lane)).units() + pair.empty : 0;
       int sum = mine;
 #pragma unroll
       for (int o = 1; o < 32; o <<= 1) {
@@ -107,7 +150,7 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
     }
   }
   pair.seq_len = pair.seq < 32 ? __shfl_sync(~0u, own_length, pair.seq) : __ldg(p.seq_lens + pair.seq);
-  pair.units = Tokens(p, pair.seq_len).units();
+  pair.units = Tokens(p, pair.seq_len).units() + pair.empty;
   pair.begin = base;
   return true;
 }
@@ -155,13 +198,15 @@ struct Walk {
     __syncwarp();  // the others have read what was there
     if (lane == 0) {
       sts128_words<0>(at, pair.seq, pair.head, pair.seq_len, pair.begin);
-      sts128_words<16>(at, pair.units, slot, pos, end);
+      sts128_words<16>(at, pair.units, slot | pair.empty << 8, pos, end);
     }
     __syncwarp();
   }
   __device__ __forceinline__ void wake(std::uint32_t at) {
     lds128_ordered<0>(at, pair.seq, pair.head, pair.seq_len, pair.begin);
     lds128_ordered<16>(at, pair.units, slot, pos, end);
+    pair.empty = slot >> 8;
+    slot &= 255;
   }
 };
 

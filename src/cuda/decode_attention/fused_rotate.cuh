@@ -70,7 +70,7 @@ struct Rotations {
     return ((std::int64_t)(seq * p.q_len + token) * (p.num_kv_heads * p.group) + head * p.group + r - token * p.group) * D;
   }
   __device__ __forceinline__ Pair pair_at(int slot) const {
-    return {pair_word(slot, 0), pair_word(slot, 1), pair_word(slot, 3), pair_word(slot, 4), pair_word(slot, 5)};
+    return {pair_word(slot, 0), pair_word(slot, 1), pair_word(slot, 3), pair_word(slot, 4), pair_word(slot, 5), pair_word(slot, 6)};
   }
   __device__ __forceinline__ int pair_word(int slot, int word) const { return (int)lds32(C::kPairTable + slot * 32 + word * 4); }
 
