@@ -152,11 +152,8 @@ __device__ __forceinline__ void mbarrier_wait(std::uint32_t bar, std::uint32_t p
       "r"(parity)
       : "memory");
 }
-__device__ __forceinline__ std::uint64_t stream_policy() {  // every byte is read once: do not keep it in L2
-  std::uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
+/// Every byte is read once, do not keep it in L2: what createpolicy.fractional.L2::evict_first gives, as a constant (it needs no registers).
+__device__ __forceinline__ constexpr std::uint64_t stream_policy() { return 0x12F0000000000000; }
 /// One elected lane asks for a tile: its codes and its scales, announced together at `bar`. All of the warp calls.
 template <int CodeBytes, int ScaleBytes>
 __device__ __forceinline__ void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t* scales, std::uint32_t bar,

@@ -106,6 +106,7 @@ void fused_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
   f.group_reciprocal = (65536 + f.group - 1) / f.group;
   f.q_len = params.q_len;
   f.tiles_per_page_log2 = std::countr_zero(static_cast<unsigned>(tiles));
+  f.tile_in_page = tiles - 1;
   f.q = params.q;
   f.out = params.out;
   f.lse = params.lse;

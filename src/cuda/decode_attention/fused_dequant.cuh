@@ -92,12 +92,14 @@ struct TableKey {
   struct Raw {
     std::uint32_t w[2][kWords];
   };
-  __device__ static void load(Raw& r, std::uint32_t tile, int g, int t) {
+  __device__ static std::uint32_t lane_offset(int g, int t) { return g * kRow + t * kChunkBytes; }
+  /// at: of the tile, and lane_offset() further on.
+  __device__ static void load(Raw& r, std::uint32_t at) {
 #pragma unroll
     for (int h = 0; h < 2; ++h)
 #pragma unroll
       for (int c = 0; c < KeyOrder<D>::kChunks; ++c)
-        load_bytes<kChunkBytes>(tile + (g + 8 * h) * kRow + (c * 4 + t) * kChunkBytes, r.w[h] + c * kChunkBytes / 4);
+        load_bytes<kChunkBytes>(at + 8 * h * kRow + c * 4 * kChunkBytes, r.w[h] + c * kChunkBytes / 4);
   }
   /// Pair i of token g + 8 h.
   __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
@@ -117,12 +119,14 @@ struct Fp8Key {
   struct Raw {
     std::uint32_t w[2][kWords];
   };
-  __device__ static void load(Raw& r, std::uint32_t tile, int g, int t) {
+  __device__ static std::uint32_t lane_offset(int g, int t) { return g * kRow + t * kChunkBytes; }
+  /// at: of the tile, and lane_offset() further on.
+  __device__ static void load(Raw& r, std::uint32_t at) {
 #pragma unroll
     for (int h = 0; h < 2; ++h)
 #pragma unroll
       for (int c = 0; c < KeyOrder<D>::kChunks; ++c)
-        load_bytes<kChunkBytes>(tile + (g + 8 * h) * kRow + (c * 4 + t) * kChunkBytes, r.w[h] + c * kChunkBytes / 4);
+        load_bytes<kChunkBytes>(at + 8 * h * kRow + c * 4 * kChunkBytes, r.w[h] + c * kChunkBytes / 4);
   }
   __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t) {
     return e4m3x2_to_half2((std::uint16_t)(r.w[h][i / 2] >> i % 2 * 16));
@@ -140,9 +144,11 @@ struct TableValue {
   struct Raw {
     std::uint32_t w[2][kWords];
   };
-  __device__ static void load(Raw& r, std::uint32_t part, int g, int t) {
+  __device__ static std::uint32_t lane_offset(int g, int t) { return (g * 4 + t) * 2 * kPiece; }
+  /// at: of the tile's values, and lane_offset() further on.
+  __device__ static void load(Raw& r, std::uint32_t at) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) load_bytes<2 * kPiece>(part + ((h * 8 + g) * 4 + t) * 2 * kPiece, r.w[h]);
+    for (int h = 0; h < 2; ++h) load_bytes<2 * kPiece>(at + h * 64 * kPiece, r.w[h]);
   }
   /// Pair i of piece g of token 8 h + 2 t + odd.
   template <int Odd>

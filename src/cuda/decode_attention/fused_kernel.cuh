@@ -23,7 +23,8 @@ struct Kernel : Merges<C> {
   using Value = typename C::Value;
   using Base::Base;
 
-  std::uint32_t lane_base = 0;  // this lane's column of the tables
+  std::uint32_t lane_base = 0;                           // this lane's column of the tables
+  std::uint32_t key_at = 0, value_at = 0, scale_at = 0;  // what this lane reads of a tile
 
   /// Queries of one pair as B fragments.
   __device__ __forceinline__ void query_fragments(int slot, QueryFragments<S>& q) const {
@@ -46,10 +47,10 @@ struct Kernel : Merges<C> {
                                                   bool edge, std::uint32_t select0, std::uint32_t select1, Refill&& refill) {
     typename Key::Raw k;
     typename Value::Raw v;
-    Key::load(k, at, g, t);
+    Key::load(k, at + key_at);
     std::uint32_t scales[2];
-    lds64(at + C::CodeBytes + g * 8, scales);
-    Value::load(v, at + Key::kBytes, g, t);
+    lds64(at + scale_at, scales);
+    Value::load(v, at + value_at);
     float v_zero[2] = {0.f, 0.f};
     if constexpr (Value::kZero) {
       const std::uint32_t zeros = lds32(at + C::CodeBytes + 64 + g * 4);
@@ -207,12 +208,12 @@ struct Kernel : Merges<C> {
     open_round(round, first);
   }
 
-  /// Goes on to the next stage of the ring: 1 when that is its first.
-  __device__ __forceinline__ static std::uint32_t next_stage(std::uint32_t& slot, std::uint32_t& bar, std::uint32_t& stage) {
+  /// Goes on to the next stage of the ring: 1 when that is its first. A warp's mbarriers begin at a multiple of 64 bytes, so theirs say which stage it is.
+  __device__ __forceinline__ static std::uint32_t next_stage(std::uint32_t& slot, std::uint32_t& bar) {
     slot += C::SlotBytes;
     bar += 8;
-    if (++stage < C::Stages) return 0;
-    slot -= C::RingBytes, bar -= C::Stages * 8, stage = 0;
+    if (bar % 64 != C::Stages * 8 % 64) return 0;
+    slot -= C::RingBytes, bar -= C::Stages * 8;
     return 1;
   }
 
@@ -224,7 +225,7 @@ struct Kernel : Merges<C> {
     const bool early = p.fresh_tokens >= 0;
     if (!early) wait_for_previous_kernels();
     const int own_length = lane < p.num_seqs ? __ldg(p.seq_lens + lane) : 0;
-    const std::uint32_t bars = C::kBarriers + warp * C::Stages * 8;
+    const std::uint32_t bars = C::kBarriers + warp * 64;
     if (lane < C::Stages) mbarrier_init(bars + lane * 8);
     fence_mbarrier_init();
     Plan plan;
@@ -236,11 +237,14 @@ struct Kernel : Merges<C> {
 
     for (;;) {
       this->identify();
-      lane_base = kTableAddress | lane * 4;
+      // Opaque: kept in registers, not worked out again for every tile.
+      lane_base = opaque(kTableAddress | lane * 4);
+      key_at = opaque(Key::lane_offset(g, t)), value_at = opaque(Key::kBytes + Value::lane_offset(g, t)),
+      scale_at = opaque(C::CodeBytes + g * 8);
       const std::uint64_t policy = stream_policy();
-      const std::uint32_t select0 = g % 2 == 0 ? 0x4410 : 0x1044, select1 = g % 2 == 0 ? 0x4432 : 0x3244;
+      const std::uint32_t select0 = opaque(g % 2 == 0 ? 0x4410 : 0x1044), select1 = opaque(g % 2 == 0 ? 0x4432 : 0x3244);
       const std::uint32_t walk_at = C::kWalks + warp * 64;
-      std::uint32_t slot = C::ring(warp) + stage * C::SlotBytes, bar = C::kBarriers + (warp * C::Stages + stage) * 8;
+      std::uint32_t slot = C::ring(warp) + stage * C::SlotBytes, bar = C::kBarriers + warp * 64 + stage * 8;
       typename Base::Share share{};
       if (p.query_matrix) this->load_first_share(share, p.query_matrix, p.query_head_stride, first.head);
       Walk walk;
@@ -250,22 +254,22 @@ struct Kernel : Merges<C> {
       walk.rest(walk_at, lane);
 
       // Queries come before tiles, or they wait behind them. Not so while the kernels before still run: then tiles fill the time.
-      std::uint32_t to = slot, to_bar = bar, to_stage = stage;
+      std::uint32_t to = slot, to_bar = bar;
       int asked = 0;
       if (round.first() && early) {
-        const int ask = loader.alive ? min(loader.early(p), C::Stages) : 0;
+        const int ask = loader.alive() ? min(loader.early(p), C::Stages) : 0;
 #pragma unroll 1
         for (; asked < ask; ++asked) {
           loader.load_within(p, to, to_bar, policy);
-          next_stage(to, to_bar, to_stage);
+          next_stage(to, to_bar);
         }
         wait_for_previous_kernels();
       }
       if constexpr (C::Exact && S::Packed) {  // exact units may be of the kernel before; there are few, queries do not wait for them long
 #pragma unroll 1
-        for (; round.first() && asked < C::Stages && loader.alive && loader.exact(); ++asked) {
+        for (; round.first() && asked < C::Stages && loader.alive() && loader.exact(); ++asked) {
           loader.load(p, lane, to, to_bar, policy);
-          next_stage(to, to_bar, to_stage);
+          next_stage(to, to_bar);
         }
       }
       __syncthreads();  // the table of pairs is there
@@ -279,11 +283,11 @@ struct Kernel : Merges<C> {
       if (lane == 0) sts32(C::kStateSlot + warp * 4, ~0u);
       if (warp == 0 && lane < C::Pairs) sts32(C::kStateSlot + (C::Warps + lane) * 4, ~0u);
       __syncthreads();
-      to = slot, to_bar = bar, to_stage = stage;
+      to = slot, to_bar = bar;
 #pragma unroll 1
-      for (int i = 0; i < C::Stages && loader.alive; ++i) {
+      for (int i = 0; i < C::Stages && loader.alive(); ++i) {
         if (i >= asked) loader.load(p, lane, to, to_bar, policy);
-        next_stage(to, to_bar, to_stage);
+        next_stage(to, to_bar);
       }
 
       RowState<S> st;
@@ -303,9 +307,9 @@ struct Kernel : Merges<C> {
           for (; tile < min(tile_end, exact); ++tile) {
             mbarrier_wait(bar, parity);
             exact_unit(st, q, slot, seq_len, tile, select0, select1, [&] {
-              if (loader.alive) loader.load(p, lane, slot, bar, policy);
+              if (loader.alive()) loader.load(p, lane, slot, bar, policy);
             });
-            parity ^= next_stage(slot, bar, stage);
+            parity ^= next_stage(slot, bar);
           }
           tile -= exact, tile_end -= exact;
         }
@@ -320,9 +324,9 @@ struct Kernel : Merges<C> {
         for (; tile < tile_end; ++tile) {
           mbarrier_wait(bar, parity);
           compressed_tile(st, q, slot, seq_len, tile * kTile, (unsigned)(tile - safe_first) >= (unsigned)safe_count, select0, select1, [&] {
-            if (loader.alive) loader.load(p, lane, slot, bar, policy);
+            if (loader.alive()) loader.load(p, lane, slot, bar, policy);
           });
-          parity ^= next_stage(slot, bar, stage);
+          parity ^= next_stage(slot, bar);
         }
         walk.wake(walk_at);
         walk.pos = walk.segment_end();
@@ -332,6 +336,7 @@ struct Kernel : Merges<C> {
         walk.next_pair(p);
         walk.rest(walk_at, lane);
       }
+      stage = bar % 64 / 8;
       this->identify();
       typename Base::Share back{};
       if (p.inverse_matrix) this->load_first_share(back, p.inverse_matrix, p.inverse_head_stride, this->pair_word(0, 1));

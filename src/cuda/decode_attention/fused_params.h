@@ -14,8 +14,8 @@ struct Params {
   std::int64_t block_table_stride;
   const std::int32_t* seq_lens;  ///< [B]
   int num_seqs, num_kv_heads, group, q_len;
-  int group_reciprocal;  ///< 65536 / group, rounded up: row / group = row * group_reciprocal >> 16 for row < 256
-  int tiles_per_page_log2;
+  int group_reciprocal;                   ///< 65536 / group, rounded up: row / group = row * group_reciprocal >> 16 for row < 256
+  int tiles_per_page_log2, tile_in_page;  ///< and 2^that - 1
 
   const void* q;  ///< [B * q_len, Hq, D] fp16 or bf16
   void* out;      ///< like q

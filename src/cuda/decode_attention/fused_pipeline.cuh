@@ -14,21 +14,20 @@ template <int CodeBytes, int ScaleBytes, int RowBytes>
 struct Loader {
   static constexpr int kExactUnit = -(1 << 30);  // added to the number of an exact unit: exact units are below 0
 
-  std::uint32_t walk_at;  // the walk rests in shared memory between segments: registers are for tiles
-  int tile, tile_end;     // of the current run: compressed tiles or exact units of a segment
-  int index, batch;       // of `tile` within the current batch of page numbers, and how many there are
-  int ids, ids_next;
+  std::uint32_t walk_at;      // the walk rests in shared memory between segments: registers are for tiles
+  int tile, tile_end;         // of the current run: compressed tiles or exact units of a segment
+  int batch_end;              // page numbers are there for tiles [tile, batch_end); nothing is left to ask for when there are none
+  int ids, ids_next;          // lane l: the page of the tile that is l modulo 32, of this batch and the next
   const std::uint8_t* codes;  // of this head in page 0
   const std::uint8_t* scales;
-  bool alive;
 
+  __device__ __forceinline__ bool alive() const { return tile < batch_end; }
   __device__ __forceinline__ int fetch(const Params& p, int seq, int first, int lane) const {
-    const int mine = first + lane;
+    const int mine = first + ((lane - first) & 31);
     return mine < tile_end ? __ldg(p.block_table + (std::int64_t)seq * p.block_table_stride + (mine >> p.tiles_per_page_log2)) : 0;
   }
   __device__ __forceinline__ void prepare_batch(const Params& p, int seq, int lane) {
-    index = 0;
-    batch = min(tile_end - tile, 32);
+    batch_end = min(tile_end, tile + 32);
     if (tile + 32 < tile_end) ids_next = fetch(p, seq, tile + 32, lane);
   }
   /// Enters the next run from the walk's position on: exact units or compressed tiles of a pair.
@@ -36,7 +35,7 @@ struct Loader {
 #pragma unroll 1
     for (;;) {
       if (walk.pos >= walk.end) {
-        alive = false;
+        batch_end = tile;
         return;
       }
       if (walk.pos == walk.pair.end()) walk.next_pair(p);
@@ -46,7 +45,7 @@ struct Loader {
         const int exact = tokens.exact_units();
         if (first < exact) {
           tile = kExactUnit + first;
-          tile_end = kExactUnit + min(end, exact);
+          tile_end = batch_end = kExactUnit + min(end, exact);
           walk.pos = min(walk.segment_end(), walk.pair.begin + exact);
           walk.rest(walk_at, lane);
           return;
@@ -67,8 +66,7 @@ struct Loader {
   }
   __device__ __forceinline__ void start(const Params& p, Walk walk, std::uint32_t rest_at, int lane) {
     walk_at = rest_at;
-    alive = true;
-    tile = tile_end = index = batch = ids = ids_next = 0;
+    tile = tile_end = batch_end = ids = ids_next = 0;
     codes = scales = nullptr;
     settle(p, walk, lane);
   }
@@ -79,16 +77,14 @@ struct Loader {
     if (exact()) return 0;
     Walk walk;
     walk.wake(walk_at);
-    return min(min((walk.pair.tokens(p).end - p.fresh_tokens) / kTile, tile_end) - tile, batch - 1);
+    return min(min((walk.pair.tokens(p).end - p.fresh_tokens) / kTile, tile_end) - tile, batch_end - tile - 1);
   }
   /// Asks for the next tile into `dst`, to be announced at `bar`; it is not the last of its batch of page numbers.
   __device__ __forceinline__ void load_within(const Params& p, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {
-    const std::uint32_t page = __shfl_sync(~0u, ids, index);
-    const int within = tile & ((1 << p.tiles_per_page_log2) - 1);
-    bulk_load<CodeBytes, ScaleBytes>(dst, codes + (std::uint64_t)page * p.code_stride + within * CodeBytes,
-                                     scales + (std::uint64_t)page * p.scale_stride + within * ScaleBytes, bar, policy);
+    const std::uint64_t page = (std::uint32_t)__shfl_sync(~0u, ids, tile), within = (std::uint32_t)(tile & p.tile_in_page);
+    bulk_load<CodeBytes, ScaleBytes>(dst, codes + page * p.code_stride + within * CodeBytes,
+                                     scales + page * p.scale_stride + within * ScaleBytes, bar, policy);
     ++tile;
-    ++index;
   }
   /// Asks for the next unit, an exact one: rows of K, then of V.
   __device__ __forceinline__ void load_exact(const Params& p, const Walk& walk, int lane, std::uint32_t dst, std::uint32_t bar,
@@ -114,7 +110,7 @@ struct Loader {
       if (tile < tile_end) return;
     } else {
       load_within(p, dst, bar, policy);
-      if (index < batch) return;
+      if (tile < batch_end) return;
       walk.wake(walk_at);
       if (tile < tile_end) {
         ids = ids_next;
