@@ -317,7 +317,8 @@ void rows_back(const char* codec_name, RotationKind rotation, int dim, DType dty
   std::snprintf(name, sizeof name, "dequant %s %s d%d %s %lld rows %s%s", codec_name, name_of(rotation), dim,
                 std::string(dtype_name(dtype)).c_str(), static_cast<long long>(rows), rotated ? "rotated" : "original",
                 sequential ? " sequential" : "");
-  const Median t = in_graph(name, sets, [&](int i, cudaStream_t stream) {
+  const Median t = in_graph(name, std::max(sets, 12), [&](int call, cudaStream_t stream) {
+    const int i = call % sets;
     DequantParams p;
     p.in = {codes[static_cast<std::size_t>(i)]->as<std::uint8_t>(), scale[static_cast<std::size_t>(i)]->as<float>(), nullptr, nullptr,
             nullptr};
@@ -458,7 +459,7 @@ int main(int argc, char** argv) {
     }
     return 0;
   }
-  const bool quick = argc > 2 && std::strcmp(argv[2], "quick") == 0;
+  const bool quick = argc > 2 && std::strcmp(argv[2], "quick") == 0, back = argc > 2 && std::strcmp(argv[2], "dequant") == 0;
   {
     const std::size_t bytes = std::size_t{4} << 30;
     const Memory memory(bytes), sink(16);
@@ -482,11 +483,33 @@ int main(int argc, char** argv) {
     std::printf("memcpy: %.0f GB/s read and written\n", static_cast<double>(bytes) / c.median * 1e-3);
   }
   std::printf("%s, read bandwidth %.0f GB/s\n", device_info(0).name.c_str(), ceiling * 1e-9);
-  plain_floor<4, 1>();
   plain_floor<1, 4>();
+  constexpr RotationKind kHaar = RotationKind::Haar, kHadamard = RotationKind::Hadamard;
+  const auto all_rows_back = [&] {
+    for (const RotationKind r : {kHaar, kHadamard}) {
+      for (const DType d : {DType::F16, DType::BF16, DType::F32}) rows_back("tq4", r, 128, d, 32768, 8, false, false);
+    }
+    rows_back("tq4", kHaar, 128, DType::F16, 32768, 8, true, false);
+    if (quick) return;
+    rows_back("tq4", kHaar, 128, DType::F16, 32768, 8, false, true);
+    rows_back("tq3", kHaar, 128, DType::F16, 32768, 8, true, false);
+    rows_back("tq2", kHaar, 128, DType::F16, 32768, 8, false, false);
+    for (const RotationKind r : {kHaar, kHadamard}) {
+      rows_back("tq3", r, 128, DType::F16, 32768, 8, false, false);
+      rows_back("tq4", r, 64, DType::F16, 65536, 8, false, false);
+      rows_back("tq4", r, 256, DType::F16, 16384, 8, false, false);
+    }
+    rows_back("tq4", kHaar, 128, DType::F16, 131072, 8, false, false);
+    rows_back("tq4", kHaar, 128, DType::BF16, 32768, 8, true, false);
+  };
+  if (back) {
+    all_rows_back();
+    std::fclose(raw);
+    return 0;
+  }
+  plain_floor<4, 1>();
   empty(1, 32, 0);
   empty(dim3(16, 1, 2), 256, 17472);
-  constexpr RotationKind kHaar = RotationKind::Haar, kHadamard = RotationKind::Hadamard;
   for (const RotationKind r : {kHaar, kHadamard}) {
     step("tq4", r, 128, 32, false, LayoutKind::Native, r == kHaar);
     if (!quick) step("tq4", r, 128, 32, true);
@@ -523,22 +546,7 @@ int main(int argc, char** argv) {
     planes("tq4", RotationKind::HadamardSigned, 128, DType::F16, 32768, 8, Path::Tensor, false);
     for (const std::int64_t n : {1024, 4096, 131072}) planes("tq4", kHaar, 128, DType::F16, n, 8, Path::Tensor, false);
   }
-  for (const RotationKind r : {kHaar, kHadamard}) {
-    for (const DType d : {DType::F16, DType::BF16, DType::F32}) rows_back("tq4", r, 128, d, 32768, 8, false, false);
-  }
-  rows_back("tq4", kHaar, 128, DType::F16, 32768, 8, true, false);
-  if (!quick) {
-    rows_back("tq4", kHaar, 128, DType::F16, 32768, 8, false, true);
-    rows_back("tq3", kHaar, 128, DType::F16, 32768, 8, true, false);
-    rows_back("tq2", kHaar, 128, DType::F16, 32768, 8, false, false);
-    for (const RotationKind r : {kHaar, kHadamard}) {
-      rows_back("tq3", r, 128, DType::F16, 32768, 8, false, false);
-      rows_back("tq4", r, 64, DType::F16, 65536, 8, false, false);
-      rows_back("tq4", r, 256, DType::F16, 16384, 8, false, false);
-    }
-    rows_back("tq4", kHaar, 128, DType::F16, 131072, 8, false, false);
-    rows_back("tq4", kHaar, 128, DType::BF16, 32768, 8, true, false);
-  }
+  all_rows_back();
   std::fclose(raw);
   return 0;
 }

@@ -186,6 +186,14 @@ __device__ __forceinline__ void bulk_copy(std::uint32_t dst, const std::uint8_t*
                "l"(src), "r"(bytes), "r"(bar), "l"(policy)
                : "memory");
 }
+/// One thread asks for `bytes` (a multiple of 16) of shared memory to be written to global memory: a group of its own. What ordinary accesses wrote there is
+/// seen after fence_bulk_copies() of the threads that wrote it.
+__device__ __forceinline__ void bulk_store(void* to, std::uint32_t from, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\ncp.async.bulk.commit_group;" ::"l"(to), "r"(from), "r"(bytes)
+               : "memory");
+}
+/// All of this thread's bulk stores have read their shared memory.
+__device__ __forceinline__ void bulk_stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 /// mbarrier_init() of this thread is seen by the asynchronous copies.
 __device__ __forceinline__ void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 /// Ordinary accesses of shared memory before it (cp.async among them) come before the bulk copies and warpgroup products after it.

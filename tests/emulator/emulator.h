@@ -86,5 +86,8 @@ void mbarrier_init(std::uint32_t bar, int count);
 void mbarrier_arrive_expect(std::uint32_t bar, int bytes);
 void mbarrier_wait(std::uint32_t bar, std::uint32_t parity);
 void bulk_copy(std::uint32_t to, const void* from, int bytes, std::uint32_t bar);
+/// Of this thread, from shared to global memory: it reads at once or as late as the wait.
+void bulk_store(void* to, std::uint32_t from, int bytes);
+void bulk_stores_wait();
 
 }  // namespace tq4::emulator

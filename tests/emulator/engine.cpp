@@ -25,6 +25,12 @@ struct Copy {
   std::uint32_t bar;  // bulk copies
 };
 
+struct Store {
+  void* to;
+  std::uint32_t from;
+  int bytes;
+};
+
 /// What a thread waits for.
 enum class State { Ready, Meeting, Barrier, Named, Mbarrier, Done };
 
@@ -36,6 +42,7 @@ struct Lane {
   std::uint32_t bar = 0, parity = 0;
   std::vector<std::vector<Copy>> groups;  // cp.async: committed ones, oldest first
   std::vector<Copy> open;
+  std::vector<Store> stores;  // bulk copies to global memory that may still read
 };
 
 /// Lanes on their way to one meeting point.
@@ -273,6 +280,17 @@ class Engine {
     bulk_.push_back(c);
     if (arrives_now()) arrive(bulk_.size() - 1);
   }
+  void bulk_store(const Store& c) {
+    if (c.bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(c.to) % 16 != 0)
+      fail("cp.async.bulk: destination or size is no multiple of 16");
+    shared(c.from, static_cast<std::size_t>(c.bytes), 16);
+    current_->stores.push_back(c);
+    if (arrives_now()) bulk_stores_wait();
+  }
+  void bulk_stores_wait() {
+    for (const Store& c : current_->stores) std::memcpy(c.to, shared_base() + c.from, static_cast<std::size_t>(c.bytes));
+    current_->stores.clear();
+  }
 
  private:
   struct alignas(1024) Line {
@@ -319,6 +337,7 @@ class Engine {
         for (const Copy& c : g) engine.deliver(c);
       }
       for (const Copy& c : me.open) engine.deliver(c);
+      if (!me.stores.empty()) engine.fail("the thread ended with bulk stores that still read");
     } catch (...) {
       engine.error_ = std::current_exception();
     }
@@ -343,6 +362,7 @@ class Engine {
       l.lane = static_cast<int>(t % 32);
       l.state = State::Ready;
       l.groups.clear();
+      l.stores.clear();
       l.open.clear();
       l.fiber.prepare(stacks_ + t * kStackBytes, kStackBytes, enter, this);
     }
@@ -487,5 +507,7 @@ void mbarrier_init(std::uint32_t bar, int count) { engine().mbarrier_init(bar, c
 void mbarrier_arrive_expect(std::uint32_t bar, int bytes) { engine().mbarrier_arrive_expect(bar, bytes); }
 void mbarrier_wait(std::uint32_t bar, std::uint32_t parity) { engine().mbarrier_wait(bar, parity); }
 void bulk_copy(std::uint32_t to, const void* from, int bytes, std::uint32_t bar) { engine().bulk_copy({to, from, bytes, bytes, bar}); }
+void bulk_store(void* to, std::uint32_t from, int bytes) { engine().bulk_store({to, from, bytes}); }
+void bulk_stores_wait() { engine().bulk_stores_wait(); }
 
 }  // namespace tq4::emulator

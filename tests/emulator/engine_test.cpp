@@ -235,6 +235,41 @@ TEST_F(Emulator, BulkCopies) {
             16);
 }
 
+/// Lines leave shared memory by bulk stores; `wait`: before the place is written again.
+bool leaves(bool wait) {
+  constexpr int kLines = 6;
+  alignas(16) std::uint8_t to[kLines][64] = {};
+  emulate("k", {1, 1, 1}, 32, 1024, [&] {
+    for (int i = 0; i < kLines; ++i) {
+      if (wait) gpu::bulk_stores_read();
+      __syncwarp();
+      gpu::sts16(kSharedBase + threadIdx.x * 2, static_cast<std::uint32_t>((i + 1) * 0x101));
+      gpu::fence_bulk_copies();
+      __syncwarp();
+      if (threadIdx.x == 0) gpu::bulk_store(to[i], kSharedBase, 64);
+    }
+    gpu::bulk_stores_read();
+  });
+  for (int i = 0; i < kLines; ++i) {
+    for (const std::uint8_t byte : to[i]) {
+      if (byte != i + 1) return false;
+    }
+  }
+  return true;
+}
+TEST_F(Emulator, BulkStores) {
+  EXPECT_EQ(right_of_48([] { return leaves(true); }), 48);
+  EXPECT_LE(right_of_48([] { return leaves(false); }), 16);
+  EXPECT_NE(error_of(32,
+                     [] {
+                       options().copies = Copies::Lazy;
+                       alignas(16) static std::uint8_t to[16];
+                       if (threadIdx.x == 0) gpu::bulk_store(to, kSharedBase, 16);
+                     })
+                .find("still read"),
+            std::string::npos);
+}
+
 TEST_F(Emulator, FindsBrokenRules) {
   EXPECT_NE(error_of(32, [] { threadIdx.x < 16 ? __syncwarp() : static_cast<void>(__any_sync(~0u, true)); }).find("while other lanes"),
             std::string::npos);

@@ -40,7 +40,10 @@ TEST(Dequant, PlanesGiveTheFloatsOfTheCpu) {
                         Case{"tq2", 64, {}, kHadamard},
                         Case{"tq4", 64, {}, kSigned},
                         Case{"tq1", 128, {}, kHadamard},
-                        Case{"tq4", 256, {}, kHadamard}}) {
+                        Case{"tq4", 256, {}, kHadamard},
+                        Case{"tq4", 256, {}},
+                        Case{"tq3", 256, {true, true, false}},
+                        Case{"tq1", 64, {}}}) {
     CodecSpec spec = spec_from_name(c.spec);
     if (c.rotation != RotationKind::None) spec.k.rotation = spec.v.rotation = c.rotation;
     const LayerCalibration calibration = made_up_calibration(spec, c.dim, kHeads, c.calibration, random);
@@ -133,10 +136,52 @@ TEST(Dequant, PlanesGiveTheFloatsOfTheCpu) {
   }
 }
 
+/// So many rows that every block goes round its ring of codes twice and more, and the last tile is not full: as the CPU sums.
+TEST(Dequant, ManyRows) {
+  TQ4_REQUIRE_DEVICE();
+  Random random(22);
+  for (const auto& [name, dim] : {std::pair{"tq4", 128}, std::pair{"tq3", 64}, std::pair{"tq2", 256}, std::pair{"vllm:3bit_nc", 128}}) {
+    SCOPED_TRACE(name);
+    CodecSpec spec = spec_from_name(name);
+    spec.k.rotation = spec.v.rotation = RotationKind::HadamardSigned;
+    const DeviceCodec codec(spec, dim, 1);
+    const auto d = static_cast<std::size_t>(dim), rows = static_cast<std::size_t>(codec.device().sm_count) * 64 * 4 * 9 + 37;
+    std::vector<std::uint8_t> bytes(rows * codec.host(Side::K).code_bytes());
+    for (std::uint8_t& b : bytes) b = static_cast<std::uint8_t>(random());
+    std::vector<float> scales(rows);
+    for (float& s : scales) s = 0.5f + static_cast<float>(random() % 1024) / 512.0f;
+    const Device<std::uint8_t> codes(bytes), fast(rows * d * 2), slow(rows * d * 2);
+    const Device<float> scale(scales);
+    DequantParams p;
+    p.in = {codes.get(), scale.get(), nullptr, nullptr, nullptr};
+    p.n = static_cast<std::int64_t>(rows);
+    p.heads = 1;
+    p.rotated = false;
+    p.out_dtype = DType::F16;
+    p.out = fast.get();
+    dequant(codec, Side::K, p, nullptr);
+    p.sequential = true;
+    p.out = slow.get();
+    dequant(codec, Side::K, p, nullptr);
+    const std::vector<std::uint8_t> fast_bytes = fast.host(), slow_bytes = slow.host();
+    std::vector<float> got(rows * d), want(rows * d);
+    to_float(fast_bytes.data(), DType::F16, got.size(), got.data());
+    to_float(slow_bytes.data(), DType::F16, want.size(), want.data());
+    for (std::size_t r = 0; r < rows; ++r) {
+      double error = 0, norm = 0;
+      for (std::size_t j = r * d; j < (r + 1) * d; ++j) {
+        error += std::pow(static_cast<double>(got[j]) - static_cast<double>(want[j]), 2);
+        norm += static_cast<double>(want[j]) * static_cast<double>(want[j]);
+      }
+      ASSERT_LE(std::sqrt(error), 1e-3 * std::sqrt(norm)) << "row " << r;
+    }
+  }
+}
+
 TEST(Dequant, HighNibbleFirst) {
   TQ4_REQUIRE_DEVICE();
   Random random(5);
-  for (const int dim : {64, 96, 128}) {
+  for (const int dim : {64, 96, 128, 256}) {
     for (const char* name : {"turboquant-vllm", "turboquant-vllm-k3v2"}) {
       const DeviceCodec codec(spec_from_name(name), dim, 1);
       const Codec& host = codec.host(Side::K);
@@ -181,7 +226,8 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
   for (const Case& c :
        {Case{"tq4", LayoutKind::Native, 128, false}, Case{"k4v3", LayoutKind::Native, 64, true}, Case{"tq4", LayoutKind::Native, 96, false},
         Case{"fp16", LayoutKind::Native, 64, false}, Case{"turboquant-vllm", LayoutKind::TurboquantVllm, 128, false},
-        Case{"vllm:3bit_nc", LayoutKind::Vllm, 128, false}, Case{"vllm:k8v4", LayoutKind::Vllm, 64, false}}) {
+        Case{"vllm:3bit_nc", LayoutKind::Vllm, 128, false}, Case{"vllm:k8v4", LayoutKind::Vllm, 64, false},
+        Case{"k4v3", LayoutKind::Native, 256, true}, Case{"turboquant-vllm", LayoutKind::TurboquantVllm, 256, false}}) {
     SCOPED_TRACE(std::string(c.spec) + " d" + std::to_string(c.dim));
     DecodeCase d;
     d.spec = c.spec;
@@ -193,9 +239,17 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
     const auto& params = problem.params();
     constexpr std::int64_t kMax = 128;
     const std::size_t count = d.lengths.size() * static_cast<std::size_t>(d.kv_heads) * kMax * static_cast<std::size_t>(c.dim);
-    Device<float> k(count), v(count);
-    for (const auto& [rotated, sequential] : {std::pair{true, false}, std::pair{false, true}, std::pair{false, false}}) {
-      k.fill(0xa5), v.fill(0xa5);
+    const Device<std::uint8_t> k(count * 4), v(count * 4);
+    struct Way {
+      bool rotated, sequential;
+      DType dtype;
+    };
+    for (const auto& [rotated, sequential, dtype] :
+         {Way{true, false, DType::F32}, Way{false, true, DType::F32}, Way{false, false, DType::F32}, Way{false, false, DType::F16},
+          Way{false, false, DType::BF16}}) {
+      const std::size_t size = dtype_size(dtype);
+      cuda_ok(cudaMemset(k.get(), 0xa5, k.size()));
+      cuda_ok(cudaMemset(v.get(), 0xa5, v.size()));
       DequantPagesParams p;
       p.cache = params.cache;
       p.block_table = params.block_table;
@@ -205,11 +259,14 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
       p.max_seq_len = kMax;
       p.k_out = k.get();
       p.v_out = v.get();
-      p.out_dtype = DType::F32;
+      p.out_dtype = dtype;
       p.rotated = rotated;
       p.sequential = sequential;
       dequant_pages(problem.codec(), p, nullptr);
-      const std::vector<float> got[2] = {k.host(), v.host()};
+      const std::vector<std::uint8_t> bytes[2] = {k.host(), v.host()};
+      std::vector<float> got[2] = {std::vector<float>(count), std::vector<float>(count)};
+      for (std::size_t side = 0; side < 2; ++side) to_float(bytes[side].data(), dtype, count, got[side].data());
+      const double limit = dtype == DType::F32 ? 2e-6 : dtype == DType::F16 ? 1e-3 : 4e-3;
       for (std::size_t s = 0; s < d.lengths.size(); ++s) {
         const std::vector<float> want[2] = {problem.values(s, Side::K, rotated), problem.values(s, Side::V, rotated)};
         for (std::size_t side = 0; side < 2; ++side) {
@@ -225,12 +282,13 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
                 error += std::pow(static_cast<double>(from[i]) - static_cast<double>(expected[i]), 2);
                 norm += std::pow(static_cast<double>(expected[i]), 2);
               }
-              EXPECT_LE(std::sqrt(error), 2e-6 * std::sqrt(norm)) << "sequence " << s << " side " << side << " head " << h;
+              EXPECT_LE(std::sqrt(error), limit * std::sqrt(norm))
+                  << dtype_name(dtype) << " sequence " << s << " side " << side << " head " << h;
             }
             // Rows from the length on are left alone.
-            std::uint32_t word = 0;
-            std::memcpy(&word, from + n, 4);
-            EXPECT_EQ(word, 0xa5a5a5a5u);
+            const std::uint8_t* rest =
+                bytes[side].data() + static_cast<std::size_t>(from - got[side].data() + static_cast<std::ptrdiff_t>(n)) * size;
+            EXPECT_TRUE(std::all_of(rest, rest + 2 * size, [](std::uint8_t byte) { return byte == 0xa5; }));
           }
         }
       }

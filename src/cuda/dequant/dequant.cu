@@ -5,6 +5,7 @@
 
 #include "cuda/dequant/dequant.cuh"
 #include "cuda/dequant/hadamard.cuh"
+#include "cuda/dequant/hopper_planes.h"
 #include "cuda/dequant/tiles.cuh"
 #include "cuda/launch.cuh"
 
@@ -185,7 +186,10 @@ void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const bool streams = p.rotated && a.codec.has_scale && a.codec.bits <= 4 && !a.codec.norm_correction && !a.codec.has_signs &&
                        a.codec.outliers == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 16 == 0;
-  if (streams) {
+  const PlanesBackArgs back{a.codec, p.in, p.n * p.heads, p.heads, p.high_nibble_first ? 4 : a.codec.bits, p.high_nibble_first, p.out};
+  if (!p.rotated && !p.sequential && planes_back_serves(back, p.out_dtype, codec.device())) {
+    launch_planes_back(kWhere, back, p.out_dtype, codec.device(), cuda_stream);
+  } else if (streams) {
     const std::int64_t warps = (p.n * p.heads * (codec.head_dim() / 8) + 32 * kStreamGroups - 1) / (32 * kStreamGroups);
     const std::int64_t blocks = (warps * 32 + kStreamThreads - 1) / kStreamThreads;
     const auto grid =
@@ -199,8 +203,8 @@ void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream
       case DType::F16: pairs ? launch(stream_kernel<__half, true>) : launch(stream_kernel<__half, false>); break;
       default: pairs ? launch(stream_kernel<unsigned short, true>) : launch(stream_kernel<unsigned short, false>);
     }
-  } else if (!p.rotated && !p.sequential && inverse_serves(a.codec, p.out) && p.n <= (std::int64_t{1} << 31) / p.heads - 64 * p.heads &&
-             reinterpret_cast<std::uintptr_t>(p.in.codes) % 16 == 0) {
+  } else if (!p.rotated && !p.sequential && inverse_serves(a.codec, p.out, p.out_dtype, codec.device()) &&
+             p.n <= (std::int64_t{1} << 31) / p.heads - 64 * p.heads && reinterpret_cast<std::uintptr_t>(p.in.codes) % 16 == 0) {
     const PlaneRows rows{{a.codec, p.high_nibble_first ? 4 : a.codec.bits, p.high_nibble_first, inverse_parts(a.codec, p.out_dtype)},
                          p.in,
                          p.n,

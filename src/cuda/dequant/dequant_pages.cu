@@ -138,8 +138,8 @@ void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream
   a.max_seq_len = p.max_seq_len;
   a.k_out = p.k_out;
   a.v_out = p.v_out;
-  if (!p.rotated && !p.sequential && inverse_serves(a.k, p.k_out) && inverse_serves(a.v, p.v_out) &&
-      p.max_seq_len < (std::int64_t{1} << 31)) {
+  if (!p.rotated && !p.sequential && inverse_serves(a.k, p.k_out, p.out_dtype, codec.device()) &&
+      inverse_serves(a.v, p.v_out, p.out_dtype, codec.device()) && p.max_seq_len < (std::int64_t{1} << 31)) {
     PageRows rows{};
     for (const RowCodec* codec_of : {&a.k, &a.v}) {
       rows.sides[codec_of == &a.v] = {*codec_of, a.nibbles_high ? 4 : codec_of->bits, a.nibbles_high,

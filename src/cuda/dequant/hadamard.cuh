@@ -93,7 +93,9 @@ __global__ void __launch_bounds__(kBackThreads, kBackBlocks<D>) hadamard_back(co
 
 /// Whether codes of this side that inverse_serves() says yes to become rows of this dtype there. fp32 needs a second part of the centroids: the
 /// kernel with the matrix is faster then.
-inline bool hadamard_back_serves(const RowCodec& r, DType dtype) { return r.t.hadamard && r.t.centre == nullptr && dtype != DType::F32; }
+inline bool hadamard_back_serves(const RowCodec& r, DType dtype) {
+  return r.t.hadamard && r.t.centre == nullptr && dtype != DType::F32 && r.dim <= 128;
+}
 
 /// `rows` rows for each of grid_y, grid_z.
 template <class Rows>

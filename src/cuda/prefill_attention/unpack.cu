@@ -143,7 +143,7 @@ void launch_unpack_planes(const DeviceCodec& codec, const EncodedIn (&in)[2], bo
     rows.in[s] = in[s];
     rows.row_bytes[s] = high_nibble_first ? row.dim / 2 : row.code_bytes;
     rows.to[s] = out[s];
-    served[s] = inverse_serves(row, out[s]) && reinterpret_cast<std::uintptr_t>(in[s].codes) % 16 == 0 &&
+    served[s] = inverse_serves(row, out[s], DType::F16, codec.device()) && reinterpret_cast<std::uintptr_t>(in[s].codes) % 16 == 0 &&
                 static_cast<std::int64_t>(flash.num_seqs) * rows.heads <= 65535;
     became_tiles[s] = tiled && served[s];
   }

@@ -14,12 +14,15 @@ namespace tq4::gpu {
 template <int D>
 using RowFragments = std::uint32_t[D / 16][4];
 
-/// sums[4 m + e] (row g) and sums[4 m + 2 + e] (row g + 8), columns 8 m + 2 t + e, += rows * image^T; `first`: = instead of +=. Between
-/// products_begin() and products_end() only; all of the warpgroup.
-template <int D>
-__device__ __forceinline__ void add_product(float (&sums)[D / 2], const RowFragments<D>& rows, std::uint32_t image, bool first) {
+/// sums[4 m + e] (row g) and sums[4 m + 2 + e] (row g + 8), columns column + 8 m + 2 t + e, += rows * image^T; `first`: = instead of +=. Columns: 64 or
+/// 128 at a time. Between products_begin() and products_end() only; all of the warpgroup.
+template <int D, int Columns>
+__device__ __forceinline__ void add_columns(float (&sums)[Columns / 2], const RowFragments<D>& rows, std::uint32_t image, int column,
+                                            bool first) {
+  static_assert(Columns == 64 || Columns == 128);
+  const std::uint32_t from = image + static_cast<std::uint32_t>(column * 128);
   if (warpgroup_products()) {
-    const std::uint64_t operand = wgmma_rows(image);
+    const std::uint64_t operand = wgmma_rows(from);
 #pragma unroll
     for (int s = 0; s < D / 16; ++s)
       wgmma_registers_rows(sums, rows[s], wgmma_further(operand, static_cast<std::uint32_t>(s / 4 * D * 128 + s % 4 * 32)),
@@ -32,13 +35,13 @@ __device__ __forceinline__ void add_product(float (&sums)[D / 2], const RowFragm
   }
   const int lane = static_cast<int>(threadIdx.x) & 31;
 #pragma unroll
-  for (int m = 0; m < D / 8; ++m) {
+  for (int m = 0; m < Columns / 8; ++m) {
     float c[4] = {sums[4 * m], sums[4 * m + 1], sums[4 * m + 2], sums[4 * m + 3]};
 #pragma unroll
     for (int s = 0; s < D / 16; s += 2) {
       unsigned b[4];
       const int chunk = 2 * (s % 4) + (lane >> 3), row = 8 * m + (lane & 7);
-      ldmatrix_x4(b, image + static_cast<std::uint32_t>(s / 4 * D * 128 + row * 128 + ((chunk ^ (lane & 7)) << 4)));
+      ldmatrix_x4(b, from + static_cast<std::uint32_t>(s / 4 * D * 128 + row * 128 + ((chunk ^ (lane & 7)) << 4)));
       mma(c, rows[s][0], rows[s][1], rows[s][2], rows[s][3], b[0], b[1]);
       mma(c, rows[s + 1][0], rows[s + 1][1], rows[s + 1][2], rows[s + 1][3], b[2], b[3]);
     }
@@ -46,12 +49,29 @@ __device__ __forceinline__ void add_product(float (&sums)[D / 2], const RowFragm
     for (int i = 0; i < 4; ++i) sums[4 * m + i] = c[i];
   }
 }
+/// All columns of the result (D = 64 and 128).
+template <int D>
+__device__ __forceinline__ void add_product(float (&sums)[D / 2], const RowFragments<D>& rows, std::uint32_t image, bool first) {
+  add_columns<D, D>(sums, rows, image, 0, first);
+}
 __device__ __forceinline__ void products_begin() { wgmma_begin(); }
 __device__ __forceinline__ void products_end() {
   wgmma_commit();
   wgmma_wait<0>();
 }
 
+/// Asks for one part of an image; there after finish_image() of the whole block, which synchronises.
+template <int D>
+__device__ __forceinline__ void begin_image(std::uint32_t to, const std::uint16_t* image, int thread, int threads) {
+  const auto* from = reinterpret_cast<const unsigned char*>(image);
+  for (int i = thread; i < image_part_bytes(D) / 16; i += threads) copy_async_16(to + static_cast<unsigned>(16 * i), from + 16 * i);
+  copy_async_commit();
+}
+__device__ __forceinline__ void finish_image() {
+  copy_async_wait<0>();
+  fence_bulk_copies();
+  __syncthreads();
+}
 /// `parts` parts of an image from global to shared memory, zeros behind them up to `all`; the whole block; synchronised on return.
 template <int D>
 __device__ inline void copy_image(std::uint32_t to, const std::uint16_t* image, int parts, int all, int thread, int threads) {

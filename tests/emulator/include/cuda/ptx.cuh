@@ -208,6 +208,8 @@ inline void bulk_load_two(std::uint32_t dst0, const std::uint8_t* src0, std::uin
   emulator::bulk_copy(dst0, src0, static_cast<int>(bytes), bar);
   emulator::bulk_copy(dst1, src1, static_cast<int>(bytes), bar);
 }
+inline void bulk_store(void* to, std::uint32_t from, int bytes) { emulator::bulk_store(to, from, bytes); }
+inline void bulk_stores_read() { emulator::bulk_stores_wait(); }
 inline void fence_mbarrier_init() {}
 inline void fence_bulk_copies() {}
 
