@@ -88,7 +88,8 @@ __global__ void __launch_bounds__(BackShape<D>::kThreads, 1) planes_back(const _
   const unsigned rows = static_cast<unsigned>(a.rows), row_bytes = static_cast<unsigned>(D / 8 * a.row_bits), lane_bytes = row_bytes / 4;
   const unsigned step = gridDim.x * Shape::kGroups * kInverseRows;
   // The same for a warpgroup (first), for a warp (own): its tile of 64 rows, its 16 of them.
-  unsigned first = (static_cast<unsigned>(warp / 4) * gridDim.x + blockIdx.x) * kInverseRows, own = first + static_cast<unsigned>(warp % 4 * 16);
+  unsigned first = (static_cast<unsigned>(warp / 4) * gridDim.x + blockIdx.x) * kInverseRows,
+           own = first + static_cast<unsigned>(warp % 4 * 16);
   const auto ask = [&](unsigned from, unsigned slot) {
     if (lane != 0 || from + 16 > rows) return;
     const std::uint32_t bar = bars + 8 * slot, to = ring + slot * Shape::kSlot;
@@ -151,7 +152,8 @@ __global__ void __launch_bounds__(BackShape<D>::kThreads, 1) planes_back(const _
       for (int r = 0; r < 2; ++r) {
         const auto row = static_cast<unsigned>(g + 8 * r);
         constexpr int kChunks = kColumns / 32;
-        const float* centre = tables.centre ? tables.centre + static_cast<std::int64_t>((own + row) % static_cast<unsigned>(a.heads)) * D : nullptr;
+        const float* centre =
+            tables.centre ? tables.centre + static_cast<std::int64_t>((own + row) % static_cast<unsigned>(a.heads)) * D : nullptr;
         uint4 v[kChunks];
 #pragma unroll
         for (int c = 0; c < kChunks; ++c) {
@@ -183,7 +185,8 @@ __global__ void __launch_bounds__(BackShape<D>::kThreads, 1) planes_back(const _
     if constexpr (Shape::kStaged) {
       fence_bulk_copies();
       __syncwarp();
-      if (lane == 0 && valid > 0) bulk_store(static_cast<std::uint16_t*>(a.out) + static_cast<std::int64_t>(own) * D, rows_at, valid * 2 * D);
+      if (lane == 0 && valid > 0)
+        bulk_store(static_cast<std::uint16_t*>(a.out) + static_cast<std::int64_t>(own) * D, rows_at, valid * 2 * D);
     }
   }
   if constexpr (Shape::kStaged) bulk_stores_read();
@@ -194,9 +197,9 @@ __global__ void __launch_bounds__(BackShape<D>::kThreads, 1) planes_back(const _
 bool planes_back_serves(const PlanesBackArgs& a, DType out_dtype, const DeviceInfo& device) {
   const RowCodec& r = a.codec;
   const auto aligned = [](const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; };
-  return device.compute_major == 9 && out_dtype != DType::F32 && r.kind == static_cast<int>(CodeKind::Mse) && r.t.cells && !r.t.pair_points &&
-         r.t.inverse_image && !r.t.per_head && !r.t.rope_mu && has_image(r.dim) && a.rows < (std::int64_t{1} << 31) && aligned(a.in.codes) &&
-         aligned(a.in.scale) && aligned(a.out);
+  return device.compute_major == 9 && out_dtype != DType::F32 && r.kind == static_cast<int>(CodeKind::Mse) && r.t.cells &&
+         !r.t.pair_points && r.t.inverse_image && !r.t.per_head && !r.t.rope_mu && has_image(r.dim) && a.rows < (std::int64_t{1} << 31) &&
+         aligned(a.in.codes) && aligned(a.in.scale) && aligned(a.out);
 }
 
 void launch_planes_back(const char* what, const PlanesBackArgs& a, DType out_dtype, const DeviceInfo& device, cudaStream_t stream) {
