@@ -1,9 +1,12 @@
 // dequant_pages: the tokens of a batch from a paged cache, through the block table, to dense K and V [sequence, head, position, D], for engines
 // that keep their own attention: only pages a sequence uses are read; rows from its length on are not written.
+#include "cuda/dequant/dequant_pages.h"
+
 #include "cuda/dequant/dequant.cuh"
 #include "cuda/dequant/hadamard.cuh"
 #include "cuda/dequant/tiles.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/prefill_attention/tile_order.cuh"
 
 namespace tq4::gpu {
 namespace {
@@ -79,6 +82,7 @@ struct PageRows {
   const std::int32_t* seq_lens;
   std::int64_t max_seq_len;
   void* to[2];
+  int tiled;  ///< rows go to tiles (inverse_tiles only)
   unsigned zero = 0;
   __device__ __forceinline__ const InverseSide& side() const { return sides[blockIdx.z]; }
   __device__ __forceinline__ void* out() const { return to[blockIdx.z]; }
@@ -94,8 +98,10 @@ struct PageRows {
                                    static_cast<int>(i - block * static_cast<unsigned>(cache.block_size)), head);
     const PartView& part = blockIdx.z == 0 ? cache.k : cache.v;
     return {ref.base, ref.t, head, load_scale(part, scale_ptr(cache, part, ref, head)),
-            (static_cast<std::int64_t>(blockIdx.y) * max_seq_len + i) * cache.head_dim};
+            static_cast<std::int64_t>(blockIdx.y) * max_seq_len * cache.head_dim +
+                (tiled ? tile_row(i, cache.head_dim) : static_cast<std::int64_t>(i) * cache.head_dim)};
   }
+  __device__ __forceinline__ std::int64_t chunk(std::int64_t out, int c) const { return tiled ? tile_chunk(out, c) : out + 8 * c; }
   template <int G>
   __device__ __forceinline__ void fetch(unsigned (&raw)[G], const InverseRow& row, int t) const {
     const bool key = blockIdx.z == 0;
@@ -114,9 +120,8 @@ struct PageRows {
   }
 };
 
-}  // namespace
-
-void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream stream) {
+/// tiled: false where that is not served.
+bool pages(const DeviceCodec& codec, const DequantPagesParams& p, bool tiled, Stream stream) {
   constexpr const char* kWhere = "dequant_pages";
   PagesArgs a{};
   a.cache = cache_view(codec, p.cache, kWhere);
@@ -127,7 +132,7 @@ void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream
           kWhere);
   require(p.num_seqs >= 0 && p.max_seq_len >= 0, "num_seqs and max_seq_len are not negative", kWhere);
   if (static_cast<std::int64_t>(p.num_seqs) * codec.num_kv_heads() > 65535) refuse("at most 65535 sequences times kv heads a call", kWhere);
-  if (p.num_seqs == 0 || p.max_seq_len == 0) return;
+  if (p.num_seqs == 0 || p.max_seq_len == 0) return true;
   require(p.k_out && p.v_out && p.block_table && p.seq_lens, "k_out, v_out, block_table and seq_lens must be given", kWhere);
   a.nibbles_high = p.cache.layout.kind == LayoutKind::TurboquantVllm;
   a.rotated = p.rotated;
@@ -154,19 +159,27 @@ void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream
     rows.to[0] = p.k_out;
     rows.to[1] = p.v_out;
     const auto lines = static_cast<unsigned>(p.num_seqs * codec.num_kv_heads());
-    if (hadamard_back_serves(a.k, p.out_dtype) && hadamard_back_serves(a.v, p.out_dtype)) {
+    rows.tiled = tiled;
+    if (!tiled && hadamard_back_serves(a.k, p.out_dtype) && hadamard_back_serves(a.v, p.out_dtype)) {
       launch_hadamard_back(kWhere, rows, p.max_seq_len, lines, 2, a.k.dim, codec.device(), static_cast<cudaStream_t>(stream));
     } else {
       launch_inverse(kWhere, rows, p.max_seq_len, lines, 2, a.k.dim, std::max(rows.sides[0].parts, rows.sides[1].parts), codec.device(),
                      static_cast<cudaStream_t>(stream));
     }
-    return;
+    return true;
   }
+  if (tiled) return false;
   const std::size_t shared = dequant_shared(a.k, std::max(table_bytes(a.k), table_bytes(a.v)));
   allow_shared(pages_kernel, shared, codec.device().shared_bytes_per_block, kWhere);
   const dim3 grid(static_cast<unsigned>((p.max_seq_len + kDequantRows - 1) / kDequantRows),
                   static_cast<unsigned>(p.num_seqs * codec.num_kv_heads()), 2);
   launch_kernel(kWhere, {grid, kDequantThreads, shared, static_cast<cudaStream_t>(stream)}, pages_kernel, a);
+  return true;
 }
+
+}  // namespace
+
+void dequant_pages(const DeviceCodec& codec, const DequantPagesParams& p, Stream stream) { pages(codec, p, false, stream); }
+bool dequant_pages_to_tiles(const DeviceCodec& codec, const DequantPagesParams& p, Stream stream) { return pages(codec, p, true, stream); }
 
 }  // namespace tq4::gpu

@@ -26,7 +26,8 @@ struct FlashArgs {
 };
 void launch_flash(const FlashArgs& args, const DeviceInfo& device, cudaStream_t stream);
 
-/// Writes new tokens (fp16 of k_new, v_new) behind the prefix, [num_seqs, num_kv_heads, capacity, D].
+/// Writes new tokens (fp16 of k_new, v_new) behind the prefix, [num_seqs, num_kv_heads, capacity, D]; tiled: to the tiles of hopper.h, the last of them
+/// filled up with zeros.
 struct AppendArgs {
   const void *k, *v;
   int dtype;
@@ -34,7 +35,7 @@ struct AppendArgs {
   std::uint16_t *k_out, *v_out;
   std::int64_t capacity;
   const std::int32_t *cu_q, *prefix_lens;
-  int num_seqs, max_q_len, num_kv_heads, head_dim;
+  int num_seqs, max_q_len, num_kv_heads, head_dim, tiled;
   std::uint32_t* next_work;  ///< as in FlashArgs
 };
 void launch_append(const AppendArgs& args, cudaStream_t stream);

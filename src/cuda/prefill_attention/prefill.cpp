@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "cuda/check.h"
+#include "cuda/dequant/dequant_pages.h"
 #include "cuda/prefill_attention/hopper.h"
 
 namespace tq4::gpu {
@@ -147,6 +148,7 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
     launch_unpack_planes(codec, {p.k_planes, p.v_planes}, p.high_nibble_first, f, std::max<std::int64_t>(p.max_kv_len, 1), {k, v}, hopper,
                          tiled, cuda_stream);
   } else {
+    bool tiles = hopper;
     if (prefix) {
       DequantPagesParams d;
       d.cache = p.cache;
@@ -158,8 +160,10 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
       d.k_out = k;
       d.v_out = v;
       d.rotated = false;
-      dequant_pages(codec, d, stream);
+      tiles = tiles && dequant_pages_to_tiles(codec, d, stream);
+      if (!tiles) dequant_pages(codec, d, stream);
     }
+    tiled[0] = tiled[1] = tiles;
     AppendArgs a{};
     const std::int64_t dim = codec.head_dim(), heads = codec.num_kv_heads();
     const bool k_dense = p.k_token_stride == 0 && p.k_head_stride == 0, v_dense = p.v_token_stride == 0 && p.v_head_stride == 0;
@@ -179,6 +183,7 @@ void prefill(const DeviceCodec& codec, const PrefillParams& p, Stream stream) {
     a.max_q_len = p.max_q_len;
     a.num_kv_heads = codec.num_kv_heads();
     a.head_dim = codec.head_dim();
+    a.tiled = tiles;
     a.next_work = f.next_work;
     launch_append(a, cuda_stream);
   }

@@ -3,7 +3,7 @@
 #include "cuda/dequant/dequant.cuh"
 #include "cuda/dequant/tiles.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/prefill_attention/hopper.h"
+#include "cuda/prefill_attention/tile_order.cuh"
 
 namespace tq4::gpu {
 namespace {
@@ -76,8 +76,7 @@ struct PlaneTokens {
     const unsigned last = tokens() - 1;
     const int s = which(), dim = sides[0].codec.dim;
     const std::int64_t at = (static_cast<std::int64_t>(cu_k[sequence()]) + min(i, last)) * heads + image_head();
-    const std::int64_t place =
-        tiled ? static_cast<std::int64_t>(i / kTileKeys) * kTileKeys * dim + i % kTileKeys * 64 : static_cast<std::int64_t>(i) * dim;
+    const std::int64_t place = tiled ? tile_row(i, dim) : static_cast<std::int64_t>(i) * dim;
     return {in[s].codes + at * row_bytes[s], 0, image_head(), i <= last ? __ldcs(in[s].scale + at) : 0.0f,
             static_cast<std::int64_t>(blockIdx.y) * capacity * dim + place};
   }
@@ -89,24 +88,29 @@ struct PlaneTokens {
   __device__ __forceinline__ void spread(unsigned (&w)[G], const unsigned (&raw)[G]) const {
     spread_groups(w, raw, side().row_bits);
   }
-  /// Where chunk c (8 coordinates) of the row whose place is `out` goes: hopper.h.
-  __device__ __forceinline__ std::int64_t chunk(std::int64_t out, int c) const {
-    return tiled ? out + (c >> 3) * (kTileKeys * 64) + ((c & 7) ^ static_cast<int>(out >> 6 & 7)) * 8 : out + 8 * c;
-  }
+  __device__ __forceinline__ std::int64_t chunk(std::int64_t out, int c) const { return tiled ? tile_chunk(out, c) : out + 8 * c; }
 };
 
 __global__ void append_kernel(const __grid_constant__ AppendArgs a) {
   begin_work(a.next_work);
   const int sequence = blockIdx.z, head = blockIdx.y;
   const int begin = a.cu_q[sequence], length = a.cu_q[sequence + 1] - begin, prefix = a.prefix_lens ? a.prefix_lens[sequence] : 0;
-  const int elements = length * a.head_dim, step = static_cast<int>(gridDim.x * blockDim.x);
-  const std::int64_t to = ((static_cast<std::int64_t>(sequence) * a.num_kv_heads + head) * a.capacity + prefix) * a.head_dim;
+  // Tiles: zeros from the last token to the end of the tile it is in.
+  const int rows = length == 0 ? 0 : a.tiled ? (prefix + length + kTileKeys - 1) / kTileKeys * kTileKeys - prefix : length;
+  const int elements = rows * a.head_dim, step = static_cast<int>(gridDim.x * blockDim.x);
+  const std::int64_t to = (static_cast<std::int64_t>(sequence) * a.num_kv_heads + head) * a.capacity * a.head_dim;
   for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); i < elements; i += step) {
     const int token = i / a.head_dim, d = i - token * a.head_dim;
-    const float k = load_element(a.k, static_cast<DType>(a.dtype), (begin + token) * a.k_token_stride + head * a.k_head_stride + d);
-    const float v = load_element(a.v, static_cast<DType>(a.dtype), (begin + token) * a.v_token_stride + head * a.v_head_stride + d);
-    reinterpret_cast<__half*>(a.k_out)[to + i] = __float2half_rn(k);
-    reinterpret_cast<__half*>(a.v_out)[to + i] = __float2half_rn(v);
+    float k = 0.0f, v = 0.0f;
+    if (token < length) {
+      k = load_element(a.k, static_cast<DType>(a.dtype), (begin + token) * a.k_token_stride + head * a.k_head_stride + d);
+      v = load_element(a.v, static_cast<DType>(a.dtype), (begin + token) * a.v_token_stride + head * a.v_head_stride + d);
+    }
+    const auto row = static_cast<unsigned>(prefix + token);
+    const std::int64_t at =
+        a.tiled ? tile_chunk(to + tile_row(row, a.head_dim), d / 8) + d % 8 : to + static_cast<std::int64_t>(row) * a.head_dim + d;
+    reinterpret_cast<__half*>(a.k_out)[at] = __float2half_rn(k);
+    reinterpret_cast<__half*>(a.v_out)[at] = __float2half_rn(v);
   }
 }
 
@@ -165,7 +169,7 @@ void launch_unpack_planes(const DeviceCodec& codec, const EncodedIn (&in)[2], bo
 }
 
 void launch_append(const AppendArgs& args, cudaStream_t stream) {
-  const std::int64_t elements = static_cast<std::int64_t>(args.max_q_len) * args.head_dim;
+  const std::int64_t elements = static_cast<std::int64_t>(args.max_q_len + (args.tiled ? kTileKeys - 1 : 0)) * args.head_dim;
   const dim3 grid(static_cast<unsigned>(std::min<std::int64_t>((elements + 1023) / 1024, 1024)), static_cast<unsigned>(args.num_kv_heads),
                   static_cast<unsigned>(args.num_seqs));
   launch_kernel("prefill (new tokens)", {grid, 256, 0, stream}, append_kernel, args);
