@@ -11,6 +11,7 @@
 
 #include "core/linalg.h"
 #include "cuda/check.h"
+#include "cuda/encode/row.h"
 #include "cuda/tiles/image.h"
 #include "tq4/gpu.h"
 
@@ -94,10 +95,27 @@ void add_cells(Arena& arena, const std::vector<float>& boundaries, const std::ve
   t.cell_offset = offset;
 }
 
+/// Cells of encode/code_table.cuh, where 128 of them hold at most one boundary each.
+void add_code_cells(Arena& arena, const std::vector<float>& boundaries, SideTables& t) {
+  if (boundaries.empty() || boundaries.size() > 15 || boundaries.front() <= -1.0f) return;
+  std::vector<std::uint32_t> words(256);
+  for (std::uint32_t c = 0, below = 0; c < 128; ++c) {
+    const auto place = [&](float z) { return std::bit_cast<std::uint32_t>(std::fma(z, kCodeCellScale, 3.0f)) - 0x40000000u; };
+    const bool splits = below < boundaries.size() && place(boundaries[below]) >> 16 == c;
+    for (std::uint32_t odd = 0; odd < 2; ++odd) {
+      const std::uint32_t one = odd != 0 ? 1u << 28 : 1u << 24;
+      words[128 * odd + c] = below * one + (splits ? one - place(boundaries[below]) : 0u) - 0x40000000u;
+    }
+    if (splits && ++below < boundaries.size() && place(boundaries[below]) >> 16 <= c) return;
+  }
+  arena.add(t.code_cells, words);
+}
+
 void add_code_tables(Arena& arena, const Codec& codec, SideTables& t) {
   arena.add(t.centroids, to_fp32(codec.codebook().centroids));
   arena.add(t.boundaries, to_fp32(codec.codebook().boundaries));
   add_cells(arena, to_fp32(codec.codebook().boundaries), to_fp32(codec.codebook().centroids), t);
+  add_code_cells(arena, to_fp32(codec.codebook().boundaries), t);
   arena.add(t.outlier_centroids, to_fp32(codec.outlier_codebook().centroids));
   arena.add(t.outlier_boundaries, to_fp32(codec.outlier_codebook().boundaries));
   arena.add(t.qjl, codec.qjl_matrix());
@@ -144,6 +162,10 @@ void add_transform(Arena& arena, const Codec& codec, const SideCalibration& cali
     t.image_parts = t.hadamard ? 1 : 2;
     t.image_scale = t.hadamard ? std::abs(forward[0]) : 1.0f;
     arena.add(t.forward_image, matrix_image(forward, copies, dim, LaneOrder::Quarters, LaneOrder::Chunks, t.image_parts, t.hadamard));
+    if (dim <= 128) {
+      arena.add(t.forward_image_in_order,
+                matrix_image(forward, copies, dim, LaneOrder::Quarters, LaneOrder::InOrder, t.image_parts, t.hadamard));
+    }
     arena.add(t.inverse_image, matrix_image(inverse, copies, dim, LaneOrder::Chunks, LaneOrder::Quarters, t.image_parts, t.hadamard));
   }
 

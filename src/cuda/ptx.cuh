@@ -16,7 +16,13 @@ __device__ __forceinline__ void mma(float (&c)[4], std::uint32_t a0, std::uint32
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-/// The same of bf16.
+/// c += a (16x8 fp16, row) * b (8x8 fp16, column).
+__device__ __forceinline__ void mma_16808(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t b0) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a0), "r"(a1), "r"(b0));
+}
+/// The same as mma() of bf16.
 __device__ __forceinline__ void mma_bf16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
                                          std::uint32_t b0, std::uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -60,6 +66,13 @@ __device__ __forceinline__ std::uint32_t opaque(std::uint32_t v) {
   return v;
 }
 
+/// The bits of x where mask has ones, else those of y.
+__device__ __forceinline__ std::uint32_t select_bits(std::uint32_t x, std::uint32_t mask, std::uint32_t y) {
+  std::uint32_t v;
+  asm("lop3.b32 %0, %1, %2, %3, 0xe2;" : "=r"(v) : "r"(x), "r"(mask), "r"(y));
+  return v;
+}
+
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -76,6 +89,12 @@ __device__ __forceinline__ std::uint32_t pick_bytes(std::uint32_t low, std::uint
   std::uint32_t v;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(low), "r"(high), "r"(select));
   return v;
+}
+/// 1 / x of a normal number whose inverse is one, to 1 unit in the last place.
+__device__ __forceinline__ float inverse_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 /// a * b + c of two fp16 numbers at once.
 __device__ __forceinline__ std::uint32_t fma_half2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {

@@ -61,12 +61,15 @@ struct SideTables {
   /// part, products are multiplied with image_scale). Null where there is none for this D, or the transform is the identity.
   const std::uint16_t* forward_image = nullptr;
   const std::uint16_t* inverse_image = nullptr;
+  const std::uint16_t* forward_image_in_order = nullptr;  ///< forward_image with its columns in their own order, D <= 128
   int image_parts = 0;
   float image_scale = 1;
   /// Scalar codebooks of up to 4 bits: 32 equal cells of z with at most one boundary each (src/cuda/encode/lanes.cuh), then the
   /// centroids of codes 15 - i % 16 and i, i = 0 .. 31
   const float* cells = nullptr;
   float cell_scale = 0, cell_offset = 0;
+  const std::uint32_t* code_cells =
+      nullptr;  ///< [256] 128 cells for even, then for odd coordinates (src/cuda/encode/code_table.cuh), or null
   bool per_head = false;
   bool hadamard = false;     ///< forward is an (un)signed Hadamard of one power-of-two block: butterflies serve
   bool butterflies = false;  ///< forward is a Hadamard of any D: blocks are the powers of two D is the sum of, largest first

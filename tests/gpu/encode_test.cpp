@@ -161,15 +161,16 @@ std::string case_name(const testing::TestParamInfo<Case>& info) {
 INSTANTIATE_TEST_SUITE_P(
     Codecs, Encode,
     testing::Values(Case{"tq4", 128, DType::F16, {}}, Case{"tq4", 128, DType::BF16, {}}, Case{"tq4", 128, DType::F32, {}},
-                    Case{"tq4", 64, DType::F16, {}}, Case{"tq3", 96, DType::F16, {}}, Case{"tq2", 80, DType::F16, {}},
-                    Case{"tq1", 72, DType::F16, {}}, Case{"tq5", 256, DType::F16, {}}, Case{"tq8", 512, DType::F16, {}},
-                    Case{"k4v3", 32, DType::F16, {}}, Case{"tq6", 128, DType::F16, {}}, Case{"tq7", 40, DType::BF16, {}},
-                    Case{"tq4-2d", 128, DType::F16, {}}, Case{"tq3-2d", 64, DType::F16, {}}, Case{"tq4-norm", 128, DType::F16, {}},
-                    Case{"tq4-prod", 128, DType::F16, {}}, Case{"tq3-prod", 64, DType::F16, {}}, Case{"tq2.5", 128, DType::F16, {}},
-                    Case{"tq3.5", 96, DType::F16, {}}, Case{"fp8", 128, DType::F16, {}}, Case{"fp16", 128, DType::BF16, {}},
-                    Case{"k8v4", 128, DType::F16, {}}, Case{"vllm:k8v4", 128, DType::F16, {}}, Case{"vllm:4bit_nc", 128, DType::F16, {}},
-                    Case{"vllm:k3v4_nc", 64, DType::F16, {}}, Case{"vllm:3bit_nc", 256, DType::F16, {}},
-                    Case{"turboquant-vllm", 128, DType::F16, {}}, Case{"turboquant-vllm-k3v4", 96, DType::F16, {}},
+                    Case{"tq4", 64, DType::F16, {}}, Case{"tq3", 128, DType::F16, {}}, Case{"tq3", 96, DType::F16, {}},
+                    Case{"tq2", 80, DType::F16, {}}, Case{"tq1", 72, DType::F16, {}}, Case{"tq5", 256, DType::F16, {}},
+                    Case{"tq8", 512, DType::F16, {}}, Case{"k4v3", 32, DType::F16, {}}, Case{"tq6", 128, DType::F16, {}},
+                    Case{"tq7", 40, DType::BF16, {}}, Case{"tq4-2d", 128, DType::F16, {}}, Case{"tq3-2d", 64, DType::F16, {}},
+                    Case{"tq4-norm", 128, DType::F16, {}}, Case{"tq4-prod", 128, DType::F16, {}}, Case{"tq3-prod", 64, DType::F16, {}},
+                    Case{"tq2.5", 128, DType::F16, {}}, Case{"tq3.5", 96, DType::F16, {}}, Case{"fp8", 128, DType::F16, {}},
+                    Case{"fp16", 128, DType::BF16, {}}, Case{"k8v4", 128, DType::F16, {}}, Case{"vllm:k8v4", 128, DType::F16, {}},
+                    Case{"vllm:4bit_nc", 128, DType::F16, {}}, Case{"vllm:k3v4_nc", 64, DType::F16, {}},
+                    Case{"vllm:3bit_nc", 256, DType::F16, {}}, Case{"turboquant-vllm", 128, DType::F16, {}},
+                    Case{"turboquant-vllm-k3v4", 96, DType::F16, {}}, Case{"tq4", 128, DType::F16, {true, false, false}},
                     Case{"tq4", 128, DType::F16, {true, true, false}}, Case{"tq4-2d", 64, DType::BF16, {true, true, false}},
                     Case{"tq4", 128, DType::F16, {false, false, true}}, Case{"tq3", 64, DType::F16, {true, true, true}}),
     case_name);
@@ -222,7 +223,8 @@ TEST(EncodeHadamard, ManyRowsAreThoseOfTheCpu) {
     bool strided;
   };
   constexpr RotationKind kPlain = RotationKind::Hadamard, kSigned = RotationKind::HadamardSigned;
-  for (const Rows& c : {Rows{"tq4", 128, kPlain, DType::F16, false}, Rows{"tq3", 128, kSigned, DType::BF16, true},
+  for (const Rows& c : {Rows{"tq4", 128, kPlain, DType::F16, false}, Rows{"tq4", 64, kPlain, DType::F16, false},
+                        Rows{"tq4", 256, kPlain, DType::F16, false}, Rows{"tq3", 128, kSigned, DType::BF16, true},
                         Rows{"tq4", 64, kSigned, DType::F16, true}, Rows{"tq2", 64, kPlain, DType::F32, false},
                         Rows{"tq4", 256, kPlain, DType::BF16, false}, Rows{"tq3", 256, kSigned, DType::F32, true},
                         Rows{"tq4", 128, kSigned, DType::F32, true}}) {

@@ -23,66 +23,85 @@ __device__ __forceinline__ Bf16Parts split_bf16(float x, float y) {
   return out;
 }
 
-constexpr int kHadamardThreads = 256;
+/// A block's threads, and blocks a multiprocessor: registers that code without waiting count more than warps.
 template <int D, bool Wide>
-constexpr int kHadamardBlocks = D == 256  ? 1
-                                : Wide    ? 2
-                                : D == 64 ? 4
-                                          : 3;  ///< a multiprocessor's
-constexpr int kHadamardRows = 8;                ///< a warp's
+constexpr int kHadamardThreads = D == 256 ? (Wide ? 256 : 384) : 512;
+template <int D, bool Wide>
+constexpr int kHadamardBlocks = D == 64 && !Wide ? 2 : 1;
+/// The first coordinate of chunk c of 8: a lane has two that are neighbours, four lanes 64 coordinates. Which bits of a coordinate number lanes and which
+/// chunks is free (tiles/hadamard.cuh).
+__device__ __forceinline__ constexpr int pair_chunk(int t, int c) { return 8 * (c % 2) + 16 * t + c / 2 * 64; }
+constexpr std::size_t kHadamardShared = kCodeTableBytes + 1024;  ///< and fragments
+constexpr int kHadamardRows = 8;                                 ///< a warp's
 
-/// Wide: x is fp32.
-template <int D, bool Wide, class Sink>
-__global__ void __launch_bounds__(kHadamardThreads, kHadamardBlocks<D, Wide>) hadamard_tiles(const __grid_constant__ RotateArgs<Sink> a) {
-  constexpr int kChunks = kLaneChunks<D>, kWords = Wide ? 2 : 1;
+/// What a kernel knows of its rows when it is compiled: 16 bits, 32 bits, or is_plain() for every side.
+enum class HadamardRows { Any16, F32, Plain };
+
+template <int D, HadamardRows Rows, class Sink>
+__global__ void __launch_bounds__(kHadamardThreads<D, Rows == HadamardRows::F32>, kHadamardBlocks<D, Rows == HadamardRows::F32>)
+    hadamard_tiles(const __grid_constant__ RotateArgs<Sink> a) {
+  constexpr bool Wide = Rows == HadamardRows::F32, kPlain = Rows == HadamardRows::Plain;
+  constexpr int kChunks = kLaneChunks<D>, kWords = Wide ? 2 : 1, kThreads = kHadamardThreads<D, Wide>, kWarps = kThreads / 32;
+  TQ4_DYNAMIC_SHARED(float, memory);
   __shared__ uint4 signs[D / 8];  // of a chunk's words
   const bool key = blockIdx.z == 0;
   const RotateSide& side = a.side[Sink::kSides == 1 ? 0 : blockIdx.z];
   const SideTables& tables = side.codec.t;
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, g = lane >> 2, t = lane & 3;
-  if (tables.identity) {
+  const RowCodec codec = kPlain ? plain_codec(side.codec, D) : side.codec;
+  if (!kPlain && tables.identity) {
     wait_for_previous_kernels();
     launch_dependents();
-    unrotated_rows<D, kHadamardThreads>(a, side, key, blockIdx.x, gridDim.x);
+    unrotated_rows<D, kThreads>(a, side, key, blockIdx.x, gridDim.x);
     return;
   }
-  const bool bf16 = Wide || static_cast<DType>(a.dtype) == DType::BF16, has_signs = tables.hadamard_signs != nullptr;
-  const HadamardFragments fragments = hadamard_fragments(bf16, lane);
-  const CodeCells cells = load_cells(tables, lane);
+  const bool bf16 = !kPlain && (Wide || static_cast<DType>(a.dtype) == DType::BF16),
+             has_signs = !kPlain && tables.hadamard_signs != nullptr;
+  const CodeTableParts parts = code_table_parts<kWarps>(tables, thread >> 5, lane);
+  HadamardFragments fragments = hadamard_fragments(bf16, lane);
+  auto* kept = reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(memory) + kCodeTableBytes);
+  if (thread <
+      32) {  // through memory and back: those that are equal must not become one register, which would be copied before each product
+    kept[lane] = make_uint4(fragments.b[0][0][0], fragments.b[0][0][1], fragments.b[0][1][0], fragments.b[0][1][1]);
+    kept[32 + lane] = make_uint4(fragments.b[1][0][0], fragments.b[1][0][1], fragments.b[1][1][0], fragments.b[1][1][1]);
+  }
   if (has_signs) {
 #pragma unroll 1
-    for (int i = thread; i < D / 2; i += kHadamardThreads)
+    for (int i = thread; i < D / 2; i += kThreads)
       reinterpret_cast<unsigned*>(signs)[i] = (__float_as_uint(tables.hadamard_signs[2 * i]) & 0x80000000u) >> 16 |
                                               (__float_as_uint(tables.hadamard_signs[2 * i + 1]) & 0x80000000u);
   }
-  __syncthreads();
   wait_for_previous_kernels();
   launch_dependents();  // not earlier: see DecodeParams::fresh_tokens
 
-  const unsigned rows = row_count(a), step = gridDim.x * (kHadamardThreads / 32) * kHadamardRows;
+  const unsigned rows = row_count(a), step = gridDim.x * kWarps * kHadamardRows;
   unsigned first = (static_cast<unsigned>(thread) / 32 * gridDim.x + blockIdx.x) * kHadamardRows;
   RowPlace place{-1, 0};
   uint4 raw[kChunks][kWords];
   const auto fetch = [&] {
     const unsigned row = first + static_cast<unsigned>(g);
-    place = row < rows ? row_place(a, row) : RowPlace{-1, 0};
-    const std::int64_t at = row < rows ? place.token * side.token_stride + place.head * side.head_stride : 0;
-    const auto* x = reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(side.x) + kWords * (at + lane_chunk<D>(t, 0)));
+    place = row < rows ? row_place<kPlain>(a, row) : RowPlace{-1, 0};
+    const std::int64_t at = row < rows ? row_offset<D, kPlain>(a, side, place) : 0;
+    const auto* x = reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(side.x) + kWords * (at + pair_chunk(t, 0)));
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
 #pragma unroll
       for (int k = 0; k < kWords; ++k)
-        raw[c][k] = __ldcs(x + kWords * lane_chunk<D>(0, c) / 8 + k);  // rows that are not there read others and are not stored
+        raw[c][k] = __ldcs(x + kWords * pair_chunk(0, c) / 8 + k);  // rows that are not there read others and are not stored
     }
   };
   if (first < rows) fetch();
+  const CodeTable table = code_table<kWarps>(memory, parts, thread >> 5, lane);
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 4; ++i) lds64(shared_address(kept + 32 * (i / 2) + lane) + 8 * (i % 2), fragments.b[i / 2][i % 2]);
   while (first < rows) {
     HadamardSums<D> y{};
     if constexpr (Wide) {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const unsigned v[8] = {raw[c][0].x, raw[c][0].y, raw[c][0].z, raw[c][0].w, raw[c][1].x, raw[c][1].y, raw[c][1].z, raw[c][1].w};
-        const uint4 s = has_signs ? signs[lane_chunk<D>(t, c) / 8] : make_uint4(0, 0, 0, 0);
+        const uint4 s = has_signs ? signs[pair_chunk(t, c) / 8] : make_uint4(0, 0, 0, 0);
         const unsigned sign[4] = {s.x, s.y, s.z, s.w};
         unsigned part[3][4];
 #pragma unroll
@@ -98,7 +117,7 @@ __global__ void __launch_bounds__(kHadamardThreads, kHadamardBlocks<D, Wide>) ha
       if (has_signs) {
 #pragma unroll
         for (int c = 0; c < kChunks; ++c) {
-          const uint4 s = signs[lane_chunk<D>(t, c) / 8];
+          const uint4 s = signs[pair_chunk(t, c) / 8];
           raw[c][0].x ^= s.x, raw[c][0].y ^= s.y, raw[c][0].z ^= s.z, raw[c][0].w ^= s.w;
         }
       }
@@ -111,16 +130,22 @@ __global__ void __launch_bounds__(kHadamardThreads, kHadamardBlocks<D, Wide>) ha
       };
       bf16 ? add(std::true_type{}) : add(std::false_type{});
     }
-    const auto fetched = a.sink.fetch(place);
+    const auto fetched = slot_of<kPlain>(a, place);
     const int head = place.head;
     first += step;
     if (first < rows) fetch();  // what comes next arrives while these rows are coded
     finish_sums(y);
-    auto codes = code_lanes<D / 4, 4>(
-        side.codec, cells, [&](int i) { return y.v[i / 8][i / 4 % 2][i % 4]; }, tables.image_scale);
-    trade_words_back(codes.low, t);
-    if (side.codec.bits == 8) trade_words_back(codes.high, t);
-    a.sink.template put<D / 4>(side.codec, key, a.sink.slot(fetched), head, D / 4 * t, codes);
+    const auto sum = [&](int i) { return y.v[i / 8][i / 4 % 2][i % 4]; };
+    const auto codes = codec.kind == static_cast<int>(CodeKind::Fp8)
+                           ? fp8_lanes<D / 4>(sum, tables.image_scale)
+                           : table_codes<D / 4, 4>(codec, table, sum, square_of<D / 4, 4>(sum), tables.image_scale);
+    const auto slot = a.sink.slot(fetched);
+#pragma unroll
+    for (int p = 0; p < kChunks / 2; ++p) {
+      const LaneCodes<16> two{
+          {codes.low[2 * p], codes.low[2 * p + 1]}, {codes.high[2 * p], codes.high[2 * p + 1]}, codes.scale, codes.zero};
+      a.sink.template put<16>(codec, key, slot, head, pair_chunk(t, 2 * p), two);
+    }
   }
 }
 
@@ -129,7 +154,7 @@ template <class Sink>
 bool hadamard_serves(const RotateArgs<Sink>& a, int sides, const DeviceInfo& device) {
   for (int s = 0; s < sides; ++s) {
     const SideTables& t = a.side[s].codec.t;
-    if (!(t.hadamard || t.identity) || t.centre) return false;
+    if (!(t.hadamard || t.identity) || t.centre || !table_serves(a.side[s].codec)) return false;
   }
   return sides * a.n * a.heads >= static_cast<std::int64_t>(kTileRows) * device.sm_count;
 }
@@ -137,16 +162,28 @@ bool hadamard_serves(const RotateArgs<Sink>& a, int sides, const DeviceInfo& dev
 template <int D, class Sink>
 void launch_hadamard_dim(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
   const std::int64_t rows = a.n * a.heads, tiles = (rows + kHadamardRows - 1) / kHadamardRows;
-  const auto launch = [&](auto* kernel, int blocks) {
-    const std::int64_t most = std::max(1, device.sm_count * blocks / sides), warps = kHadamardThreads / 32;
+  const auto launch = [&](auto* kernel, unsigned threads, int blocks) {
+    const std::int64_t most = std::max(1, device.sm_count * blocks / sides), warps = threads / 32;
     const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>((tiles + warps - 1) / warps, 1, most)), 1u,
                     static_cast<unsigned>(sides));
-    launch_kernel_early_if(device.compute_major >= 9, what, {grid, kHadamardThreads, 0, stream}, kernel, a);
+    allow_shared(kernel, kHadamardShared, device.shared_bytes_per_block, what);
+    launch_kernel_early_if(device.compute_major >= 9, what, {grid, threads, kHadamardShared, stream}, kernel, a);
   };
-  if (static_cast<DType>(a.dtype) == DType::F32) {
-    launch(hadamard_tiles<D, true, Sink>, kHadamardBlocks<D, true>);
+  bool plain = true, unrotated = true;
+  for (int s = 0; s < sides; ++s) {
+    plain = plain && is_plain(a, a.side[s]);
+    unrotated = unrotated && a.side[s].codec.t.identity;
+  }
+  if (unrotated) {
+    const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>(tiles, 1, std::max(1, 4 * device.sm_count / sides))), 1u,
+                    static_cast<unsigned>(sides));
+    launch_kernel_early_if(device.compute_major >= 9, what, {grid, kUnrotatedThreads, 0, stream}, unrotated_kernel<D, RotateArgs<Sink>>, a);
+  } else if (static_cast<DType>(a.dtype) == DType::F32) {
+    launch(hadamard_tiles<D, HadamardRows::F32, Sink>, kHadamardThreads<D, true>, kHadamardBlocks<D, true>);
+  } else if (plain) {
+    launch(hadamard_tiles<D, HadamardRows::Plain, Sink>, kHadamardThreads<D, false>, kHadamardBlocks<D, false>);
   } else {
-    launch(hadamard_tiles<D, false, Sink>, kHadamardBlocks<D, false>);
+    launch(hadamard_tiles<D, HadamardRows::Any16, Sink>, kHadamardThreads<D, false>, kHadamardBlocks<D, false>);
   }
 }
 

@@ -41,36 +41,76 @@ __device__ __forceinline__ float sum_lanes(float v) {
   return v;
 }
 
-/// x / y to half a unit in the last place and a little, where neither is tiny or huge: coordinates' sums next to a unit vector's.
-__device__ __forceinline__ float quotient(float x, float y) {
-  const float inverse = __fdividef(1.0f, y), q = x * inverse;
+/// x / y to half a unit in the last place and a little, where neither is tiny or huge: coordinates' sums next to a unit vector's. `inverse`: about 1 / y.
+__device__ __forceinline__ float quotient(float x, float y, float inverse) {
+  const float q = x * inverse;
   return __fmaf_rn(__fmaf_rn(-q, y, x), inverse, q);
+}
+
+/// Of a row y whose `square` is the sum of y^2 and whose coordinates are y * factor.
+struct RowNorm {
+  float square, seen, inverse;  ///< `seen` is the CPU's square
+  bool regular;                 ///< neither 0 nor not finite
+};
+__device__ __forceinline__ RowNorm row_norm(float square, float factor) {
+  const float seen = __fmul_rn(__fmul_rn(square, factor), factor);
+  const bool regular = seen > 0.0f && seen < INFINITY;
+  float inverse = rsqrtf(square);
+  inverse *= __fmaf_rn(-0.5f * square * inverse, inverse, 1.5f);
+  return {square, seen, regular ? inverse : 0.0f, regular};
+}
+/// dot: y with the centroids, `centroids`: they with themselves.
+__device__ __forceinline__ float row_scale(const RowCodec& r, const RowNorm& norm, float dot, float centroids, float factor) {
+  if (r.norm_correction) {
+    const float k = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(centroids, 1e-16f)));
+    dot *= k;
+    centroids *= k * k;
+  }
+  float scale;
+  if (r.scale_rule == static_cast<int>(ScaleRule::LeastSquares)) {
+    scale = __fmul_rn(quotient(dot, centroids, inverse_fast(centroids)), factor);
+  } else if (r.scale_rule == static_cast<int>(ScaleRule::Unbiased)) {
+    scale = __fmul_rn(quotient(norm.square, dot, __fdividef(1.0f, dot)), factor);
+  } else {
+    scale = __fsqrt_rn(norm.seen);
+  }
+  return round_scale(r, norm.regular ? scale : norm.seen);  // 0, infinite and no number are their own roots
+}
+/// y(i) * factor as E4M3.
+template <int N, class Y>
+__device__ __forceinline__ LaneCodes<N> fp8_lanes(const Y& y, float factor) {
+  LaneCodes<N> out;
+  out.scale = 1.0f, out.zero = 0.0f;
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    (i % 8 == 0 ? out.low : out.high)[i / 8] = e4m3x2_bits(__fmul_rn(y(i), factor), __fmul_rn(y(i + 1), factor)) |
+                                               static_cast<unsigned>(e4m3x2_bits(__fmul_rn(y(i + 2), factor), __fmul_rn(y(i + 3), factor)))
+                                                   << 16;
+  }
+  return out;
+}
+/// sum y^2 over a lane's part of a row, and over the row.
+template <int N, class Y>
+__device__ __forceinline__ float square_part(const Y& y) {
+  float yy[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+  for (int i = 0; i < N; ++i) yy[i & 3] = __fmaf_rn(y(i), y(i), yy[i & 3]);
+  return (yy[0] + yy[1]) + (yy[2] + yy[3]);
+}
+template <int N, int Lanes, class Y>
+__device__ __forceinline__ float square_of(const Y& y) {
+  return sum_lanes<Lanes>(square_part<N>(y));
 }
 
 /// y(i) * factor is coordinate i of this lane's N; all lanes of the warp.
 template <int N, int Lanes, class Y>
 __device__ __forceinline__ LaneCodes<N> code_lanes(const RowCodec& r, const CodeCells& cells, const Y& y, float factor) {
   constexpr int kBatch = 4;
+  if (r.kind == static_cast<int>(CodeKind::Fp8)) return fp8_lanes<N>(y, factor);
   LaneCodes<N> out;
-  out.scale = 1.0f, out.zero = 0.0f;
-  if (r.kind == static_cast<int>(CodeKind::Fp8)) {
-#pragma unroll
-    for (int i = 0; i < N; i += 4) {
-      (i % 8 == 0 ? out.low : out.high)[i / 8] =
-          e4m3x2_bits(__fmul_rn(y(i), factor), __fmul_rn(y(i + 1), factor)) |
-          static_cast<unsigned>(e4m3x2_bits(__fmul_rn(y(i + 2), factor), __fmul_rn(y(i + 3), factor))) << 16;
-    }
-    return out;
-  }
-  float yy[2] = {0.0f, 0.0f};
-#pragma unroll
-  for (int i = 0; i < N; ++i) yy[i & 1] = __fmaf_rn(y(i), y(i), yy[i & 1]);
-  const float square = sum_lanes<Lanes>(yy[0] + yy[1]), seen = __fmul_rn(__fmul_rn(square, factor), factor);  // `seen` is the CPU's
-  const bool regular = seen > 0.0f && seen < INFINITY;
-  float inverse = rsqrtf(square);
-  inverse *= __fmaf_rn(-0.5f * square * inverse, inverse, 1.5f);
-  if (!regular) inverse = 0.0f;
-  const float to_place = inverse * cells.scale;
+  out.zero = 0.0f;
+  const RowNorm norm = row_norm(square_of<N, Lanes>(y), factor);
+  const float to_place = norm.inverse * cells.scale;
   float yc[2] = {0.0f, 0.0f}, cc[2] = {0.0f, 0.0f}, cell[2][kBatch];
   // Shuffles keep their order, so a batch's second ones follow the next batch's first: no code waits for its own.
   const auto look_up = [&](int b) {
@@ -89,7 +129,8 @@ __device__ __forceinline__ LaneCodes<N> code_lanes(const RowCodec& r, const Code
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
       const float mine = cell[b % 2][k];
-      code[k] = __float_as_uint(mine) + (__float_as_uint(__fmaf_rn(y(kBatch * b + k), inverse, -mine)) >> 31);  // ends in the complement
+      code[k] =
+          __float_as_uint(mine) + (__float_as_uint(__fmaf_rn(y(kBatch * b + k), norm.inverse, -mine)) >> 31);  // ends in the complement
     }
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
@@ -103,21 +144,7 @@ __device__ __forceinline__ LaneCodes<N> code_lanes(const RowCodec& r, const Code
       out.high[(b * kBatch) / 8] = 0;
     }
   }
-  float dot = sum_lanes<Lanes>(yc[0] + yc[1]), centroids = sum_lanes<Lanes>(cc[0] + cc[1]);
-  if (r.norm_correction) {
-    const float k = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(centroids, 1e-16f)));
-    dot *= k;
-    centroids *= k * k;
-  }
-  float scale;
-  if (regular && r.scale_rule == static_cast<int>(ScaleRule::LeastSquares)) {
-    scale = __fmul_rn(quotient(dot, centroids), factor);
-  } else if (regular && r.scale_rule == static_cast<int>(ScaleRule::Unbiased)) {
-    scale = __fmul_rn(quotient(square, dot), factor);
-  } else {
-    scale = __fsqrt_rn(seen);
-  }
-  out.scale = round_scale(r, scale);
+  out.scale = row_scale(r, norm, sum_lanes<Lanes>(yc[0] + yc[1]), sum_lanes<Lanes>(cc[0] + cc[1]), factor);
   return out;
 }
 

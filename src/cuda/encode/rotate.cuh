@@ -1,62 +1,19 @@
-// encode and store on the tensor cores: rows are turned by the matrix's image, coded in registers (lanes.cuh) and handed to a sink, which knows where
-// bytes go (planes or pages). Two kernels: `tiles` for many rows (the image stays in a block's shared memory, a warpgroup takes 64 rows at a
-// time), `step` for few (16 rows a block, the warps share the matrix's rows and hold them in registers before x is there).
+// encode and store on the tensor cores: rows are turned by the matrix's image, coded in registers and handed to a sink. Kernels for many rows keep
+// the image in a block's shared memory, a warpgroup takes 64 rows at a time: rotate_rows.cuh for fp16 rows as they are, `tiles` for all others;
+// `step` is for few rows (16 a block, the warps share the matrix's rows and hold them in registers before x is there).
 #pragma once
 
 #include <bit>
 
-#include "cuda/encode/lanes.cuh"
 #include "cuda/encode/rotate.h"
-#include "cuda/encode/unrotated.cuh"
-#include "cuda/launch.cuh"
-#include "cuda/tiles/product.cuh"
+#include "cuda/encode/rotate_rows.cuh"
 #include "cuda/tiles/rows.cuh"
 
 namespace tq4::gpu {
 
-struct RotateSide {
-  RowCodec codec;
-  const void* x;
-  std::int64_t token_stride, head_stride;  ///< elements
-  int parts;                               ///< of the matrix that are used
-};
-template <class Sink>
-struct RotateArgs {
-  RotateSide side[2];
-  Sink sink;
-  int dtype;
-  std::int64_t n;
-  int heads;
-  int by_head;                                  ///< matrices are per head: a block works for one head
-  unsigned zero = 0;                            ///< see plain_fragments
-  unsigned heads_inverse = 0, heads_shift = 0;  ///< row / heads = row * heads_inverse >> (31 + heads_shift) for rows below 2^31
-};
-
-/// Row `row` of a block's rows is this token of this head.
-struct RowPlace {
-  std::int64_t token;
-  int head;
-};
-template <class Sink>
-__device__ __forceinline__ RowPlace row_place(const RotateArgs<Sink>& a, unsigned row) {
-  if (a.by_head) return {row, static_cast<int>(blockIdx.y)};
-  const unsigned token = __umulhi(2 * row, a.heads_inverse) >> a.heads_shift;
-  return {token, static_cast<int>(row - token * static_cast<unsigned>(a.heads))};
-}
-template <class Sink>
-__device__ __forceinline__ unsigned row_count(const RotateArgs<Sink>& a) {
-  return static_cast<unsigned>(a.by_head ? a.n : a.n * a.heads);
-}
-__device__ __forceinline__ const std::uint16_t* image_of(const SideTables& t, int dim) {
-  return t.forward_image + (t.per_head ? static_cast<std::int64_t>(blockIdx.y) * t.image_parts * dim * dim : 0);
-}
-__device__ __forceinline__ const float* centre_of(const SideTables& t, int dim, int head) {
-  return t.centre ? t.centre + static_cast<std::int64_t>(head) * dim : nullptr;
-}
-
 // ---- Many rows ----------------------------------------------------------------------------------------------------------------------
 
-constexpr int kTileThreads = 384, kTileRows = 64;
+constexpr int kTileThreads = 384;
 
 /// A lane's share of two rows (g, g + 8 of its warp's 16) as fragments: hi + lo, times factor.
 template <int D>
@@ -64,31 +21,7 @@ struct TileRows {
   RowFragments<D> hi, lo;
   float factor[2];
 };
-/// fp16 as it is, in two steps, so that nothing waits for the loads until the fragments are needed.
-template <int D>
-using RawRows = uint4[2][D / 32];
-template <int D>
-__device__ __forceinline__ void fetch_rows(RawRows<D>& raw, const RotateSide& side, const std::int64_t (&at)[2], int t) {
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const auto* x = reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(side.x) + (at[r] < 0 ? 0 : at[r]) + 8 * t);
-#pragma unroll
-    for (int c = 0; c < D / 32; ++c) raw[r][c] = __ldcs(x + 4 * c);  // rows that are not there read others and are not stored
-  }
-}
-/// `zero` is 0, which the compiler does not know: a mere copy would be made, and waited for, right behind the loads.
-template <int D>
-__device__ __forceinline__ void plain_fragments(RowFragments<D>& hi, const RawRows<D>& raw, unsigned zero) {
-#pragma unroll
-  for (int c = 0; c < D / 32; ++c) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const uint4 v = raw[r][c];
-      hi[2 * c][r] = v.x ^ zero, hi[2 * c][2 + r] = v.y ^ zero, hi[2 * c + 1][r] = v.z ^ zero, hi[2 * c + 1][2 + r] = v.w ^ zero;
-    }
-  }
-}
-/// Anything else: scaled and split.
+/// Scaled and split.
 template <int D>
 __device__ __forceinline__ void load_split_rows(TileRows<D>& rows, const RotateSide& side, DType dtype, const std::int64_t (&at)[2],
                                                 const RowPlace (&place)[2], int t) {
@@ -119,11 +52,12 @@ __device__ __forceinline__ void load_split_rows(TileRows<D>& rows, const RotateS
 
 /// Parts of the matrix are a parameter, and what a warpgroup loops over is the same in all of its lanes for the compiler, too: products behind
 /// branches that it takes for divergent wait for each other.
-template <int D, bool Plain, int Parts, class Sink>
+template <int D, int Parts, class Sink>
 __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_constant__ RotateArgs<Sink> a) {
   TQ4_DYNAMIC_SHARED(float, memory);
   const bool key = blockIdx.z == 0;
   const RotateSide& side = a.side[Sink::kSides == 1 ? 0 : blockIdx.z];
+  const RowCodec& codec = side.codec;
   const SideTables& tables = side.codec.t;
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, g = lane >> 2, t = lane & 3;
   if (tables.identity) {
@@ -133,8 +67,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_con
     return;
   }
   const std::uint32_t image = image_address(memory);
-  copy_image<D>(image, image_of(tables, D), side.parts, Parts, thread, kTileThreads);
-  const CodeCells cells = load_cells(tables, lane);
+  const CodeTableParts parts = code_table_parts<kTileThreads / 32>(tables, thread >> 5, lane);
+  copy_image_begin<D>(image, image_of(tables, tables.forward_image, D), side.parts, Parts, thread, kTileThreads);
   wait_for_previous_kernels();
   launch_dependents();  // not earlier: see DecodeParams::fresh_tokens
 
@@ -148,27 +82,21 @@ __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_con
     for (int r = 0; r < 2; ++r) {
       const unsigned i = which * kTileRows + mine + 8 * static_cast<unsigned>(r);
       next[r] = i < rows ? row_place(a, i) : RowPlace{-1, 0};
-      at[r] = i < rows ? next[r].token * side.token_stride + next[r].head * side.head_stride : -1;
+      at[r] = i < rows ? row_offset<D, false>(a, side, next[r]) : -1;
     }
   };
-  RawRows<D> raw;
-  if (tile < tiles) {
-    locate(tile);
-    if constexpr (Plain) fetch_rows<D>(raw, side, at, t);
-  }
+  if (tile < tiles) locate(tile);
+  const CodeTable table =
+      code_table<kTileThreads / 32>(reinterpret_cast<unsigned char*>(memory) + image_shared_bytes(D, Parts), parts, thread >> 5, lane);
+  finish_image();
   for (; tile < tiles; tile += step) {
     TileRows<D> x;
-    if constexpr (Plain) {
-      plain_fragments<D>(x.hi, raw, a.zero);
-      x.factor[0] = x.factor[1] = tables.image_scale;
-    } else {
-      load_split_rows<D>(x, side, static_cast<DType>(a.dtype), at, next, t);
-    }
+    load_split_rows<D>(x, side, static_cast<DType>(a.dtype), at, next, t);
     float y[D / 2];
     products_begin();
     add_product<D>(y, x.hi, image, true);
     if constexpr (Parts > 1) add_product<D>(y, x.hi, image + image_part_bytes(D), false);
-    if constexpr (!Plain) add_product<D>(y, x.lo, image, false);
+    add_product<D>(y, x.lo, image, false);
     products_end();
     typename Sink::Slot slot[2];
 #pragma unroll
@@ -176,16 +104,17 @@ __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_con
       place[r] = next[r];
       slot[r] = a.sink.slot(a.sink.fetch(place[r]));
     }
-    if (tile + step < tiles) {  // what comes next arrives while this tile is coded
-      locate(tile + step);
-      if constexpr (Plain) fetch_rows<D>(raw, side, at, t);
+    if (tile + step < tiles) locate(tile + step);
+    const auto sum = [&](int r, int i) { return y[4 * (i / 2) + 2 * r + i % 2]; };
+    LaneCodes<D / 4> codes[2];
+    if (codec.kind == static_cast<int>(CodeKind::Fp8)) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) codes[r] = fp8_lanes<D / 4>([&](int i) { return sum(r, i); }, x.factor[r]);
+    } else {
+      table_codes_two<D / 4>(codes, codec, table, sum, x.factor, t);
     }
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const auto codes = code_lanes<D / 4, 4>(
-          side.codec, cells, [&](int i) { return y[4 * (i / 2) + 2 * r + i % 2]; }, x.factor[r]);
-      a.sink.template put<D / 4>(side.codec, key, slot[r], place[r].head, D / 4 * t, codes);
-    }
+    for (int r = 0; r < 2; ++r) a.sink.template put<D / 4>(codec, key, slot[r], place[r].head, D / 4 * t, codes[r]);
   }
 }
 
@@ -240,7 +169,7 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
   const int thread = static_cast<int>(threadIdx.x), warp = thread >> 5, lane = thread & 31, g = lane >> 2, t = lane & 3;
 
   // What the codec alone decides, while the kernel before this one ends.
-  const std::uint16_t* image = image_of(tables, D);
+  const std::uint16_t* image = image_of(tables, tables.forward_image, D);
   uint4 first[2][D / 32], second[2][D / 32];
   if (!tables.identity) load_matrix_rows<D>(first, image, warp, g, t);
   if (D <= 128 && side.parts > 1) load_matrix_rows<D>(second, image + D * D, warp, g, t);
@@ -308,28 +237,34 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
 
 // ---- Launches -----------------------------------------------------------------------------------------------------------------------
 
+/// False: this device has not enough shared memory.
 template <int D, class Sink>
-void launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
-  bool plain = true;
+bool launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
+  bool plain = true, f16 = true;
   int parts = 1;
   for (int s = 0; s < sides; ++s) {
-    plain = plain && (a.side[s].codec.t.identity || plain_rows(a.side[s].codec, static_cast<DType>(a.dtype)));
+    plain = plain && is_plain(a, a.side[s]);
+    f16 = f16 && (a.side[s].codec.t.identity || plain_rows(a.side[s].codec, static_cast<DType>(a.dtype)));
     parts = std::max(parts, a.side[s].parts);
   }
   const std::int64_t rows = a.by_head ? a.n : a.n * a.heads, tiles = (rows + kTileRows - 1) / kTileRows;
-  const int lines = sides * (a.by_head ? a.heads : 1), groups = kTileThreads / 128;
+  const int lines = sides * (a.by_head ? a.heads : 1), threads = f16 ? kRowTileThreads : kTileThreads, groups = threads / 128;
   const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>((tiles + groups - 1) / groups, 1, std::max(1, device.sm_count / lines))),
                   a.by_head ? static_cast<unsigned>(a.heads) : 1u, static_cast<unsigned>(sides));
-  const std::size_t shared = image_shared_bytes(D, parts);
+  const std::size_t shared = f16 ? row_tiles_shared_bytes(D, parts) : image_shared_bytes(D, parts) + kCodeTableBytes;
+  if (shared > device.shared_bytes_per_block) return false;
   const auto launch = [&](auto* kernel) {
     allow_shared(kernel, shared, device.shared_bytes_per_block, what);
-    launch_kernel_early_if(device.compute_major >= 9, what, {grid, kTileThreads, shared, stream}, kernel, a);
+    launch_kernel_early_if(device.compute_major >= 9, what, {grid, static_cast<unsigned>(threads), shared, stream}, kernel, a);
   };
-  if (parts > 1) {
-    plain ? launch(rotate_tiles<D, true, 2, Sink>) : launch(rotate_tiles<D, false, 2, Sink>);
+  if (!f16) {
+    parts > 1 ? launch(rotate_tiles<D, 2, Sink>) : launch(rotate_tiles<D, 1, Sink>);
+  } else if (parts > 1) {
+    plain ? launch(rotate_row_tiles<D, true, 2, Sink>) : launch(rotate_row_tiles<D, false, 2, Sink>);
   } else {
-    plain ? launch(rotate_tiles<D, true, 1, Sink>) : launch(rotate_tiles<D, false, 1, Sink>);
+    launch(rotate_row_tiles<D, false, 1, Sink>);
   }
+  return true;
 }
 
 template <int D, class Sink>
@@ -356,11 +291,13 @@ void number_rows(RotateArgs<Sink>& a, bool dense) {
 template <class Sink>
 void launch_rotate(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
   const int dim = a.side[0].codec.dim;
-  const bool many = dim <= 128 && sides * a.n * a.heads >= static_cast<std::int64_t>(kTileRows) * device.sm_count;
+  bool tables = true;
+  for (int s = 0; s < sides; ++s) tables = tables && table_serves(a.side[s].codec);
+  const bool many = dim <= 128 && tables && sides * a.n * a.heads >= static_cast<std::int64_t>(kTileRows) * device.sm_count;
   if (dim == 64) {
-    many ? launch_tiles<64>(what, a, sides, device, stream) : launch_step<64>(what, a, sides, device, stream);
+    if (!many || !launch_tiles<64>(what, a, sides, device, stream)) launch_step<64>(what, a, sides, device, stream);
   } else if (dim == 128) {
-    many ? launch_tiles<128>(what, a, sides, device, stream) : launch_step<128>(what, a, sides, device, stream);
+    if (!many || !launch_tiles<128>(what, a, sides, device, stream)) launch_step<128>(what, a, sides, device, stream);
   } else {
     launch_step<256>(what, a, sides, device, stream);
   }

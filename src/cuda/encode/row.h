@@ -7,6 +7,9 @@
 
 namespace tq4::gpu {
 
+/// Cell of z: bits 16 to 22 of 3 + z times this, which stays below 4 (code_table.cuh).
+constexpr float kCodeCellScale = 0.9998f;
+
 struct RowCodec {
   int kind = 0;           ///< CodeKind
   int dim = 0, bits = 0;  ///< bits of a code (Mixed: the lower; 8 for Fp8, 16 for Fp16)

@@ -68,4 +68,13 @@ __device__ __forceinline__ void unrotated_rows(const Args& a, const Side& side, 
   }
 }
 
+constexpr int kUnrotatedThreads = 256;
+/// Where no side is turned.
+template <int D, class Args>
+__global__ void __launch_bounds__(kUnrotatedThreads, 4) unrotated_kernel(const __grid_constant__ Args a) {
+  wait_for_previous_kernels();
+  launch_dependents();  // not earlier: see DecodeParams::fresh_tokens
+  unrotated_rows<D, kUnrotatedThreads>(a, a.side[decltype(a.sink)::kSides == 1 ? 0 : blockIdx.z], blockIdx.z == 0, blockIdx.x, gridDim.x);
+}
+
 }  // namespace tq4::gpu

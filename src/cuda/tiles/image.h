@@ -13,9 +13,10 @@ namespace tq4::gpu {
 
 /// Position p = 8 m + 2 t + e of a fragment's columns belongs to lane t of four. Which coordinate it is:
 /// Chunks: lane t holds 8 coordinates of every 32 (16-byte loads and stores of fp16 rows); Quarters: lane t holds coordinates D/4 t to
-/// D/4 (t + 1) (their codes are neighbours in memory).
-enum class LaneOrder { Chunks, Quarters };
+/// D/4 (t + 1) (their codes are neighbours in memory); InOrder: position p is coordinate p (rows that lie in shared memory).
+enum class LaneOrder { Chunks, Quarters, InOrder };
 constexpr int lane_coordinate(LaneOrder order, int dim, int p) {
+  if (order == LaneOrder::InOrder) return p;
   const int m = p / 8, t = p % 8 / 2, e = p % 2;
   return order == LaneOrder::Chunks ? 32 * (m / 4) + 8 * t + 2 * (m % 4) + e : dim / 4 * t + 2 * m + e;
 }

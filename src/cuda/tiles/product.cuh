@@ -54,6 +54,28 @@ template <int D>
 __device__ __forceinline__ void add_product(float (&sums)[D / 2], const RowFragments<D>& rows, std::uint32_t image, bool first) {
   add_columns<D, D>(sums, rows, image, 0, first);
 }
+/// The same of 64 rows in shared memory, laid out as image_byte(64, row, column) says: fp16 rows as they are.
+template <int D>
+__device__ __forceinline__ void add_product(float (&sums)[D / 2], std::uint32_t rows, std::uint32_t image, bool first) {
+  if constexpr (D == 128) {
+    if (warpgroup_products()) {
+      const std::uint64_t a = wgmma_rows(rows), b = wgmma_rows(image);
+#pragma unroll
+      for (int s = 0; s < D / 16; ++s)
+        wgmma_rows_rows(sums, wgmma_further(a, static_cast<std::uint32_t>(s / 4 * 8192 + s % 4 * 32)),
+                        wgmma_further(b, static_cast<std::uint32_t>(s / 4 * D * 128 + s % 4 * 32)), !(first && s == 0));
+      return;
+    }
+  }
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) / 32 % 4;
+  RowFragments<D> fragments;
+#pragma unroll
+  for (int s = 0; s < D / 16; ++s) {
+    const int row = 16 * warp + (lane & 15), chunk = 2 * s + (lane >> 4);
+    ldmatrix_x4(fragments[s], rows + static_cast<std::uint32_t>(image_byte(64, row, 8 * chunk)));
+  }
+  add_product<D>(sums, fragments, image, first);
+}
 __device__ __forceinline__ void products_begin() { wgmma_begin(); }
 __device__ __forceinline__ void products_end() {
   wgmma_commit();
@@ -72,17 +94,19 @@ __device__ __forceinline__ void finish_image() {
   fence_bulk_copies();
   __syncthreads();
 }
-/// `parts` parts of an image from global to shared memory, zeros behind them up to `all`; the whole block; synchronised on return.
+/// `parts` parts of an image from global to shared memory, zeros behind them up to `all`; the whole block. It is there after finish_image().
 template <int D>
-__device__ inline void copy_image(std::uint32_t to, const std::uint16_t* image, int parts, int all, int thread, int threads) {
+__device__ inline void copy_image_begin(std::uint32_t to, const std::uint16_t* image, int parts, int all, int thread, int threads) {
   const auto* from = reinterpret_cast<const unsigned char*>(image);
   for (int i = parts * image_part_bytes(D) / 16 + thread; i < all * image_part_bytes(D) / 16; i += threads)
     sts128(to + static_cast<unsigned>(16 * i), 0.0f, 0.0f, 0.0f, 0.0f);
   for (int i = thread; i < parts * image_part_bytes(D) / 16; i += threads) copy_async_16(to + static_cast<unsigned>(16 * i), from + 16 * i);
   copy_async_commit();
-  copy_async_wait<0>();
-  fence_bulk_copies();
-  __syncthreads();
+}
+template <int D>
+__device__ inline void copy_image(std::uint32_t to, const std::uint16_t* image, int parts, int all, int thread, int threads) {
+  copy_image_begin<D>(to, image, parts, all, thread, threads);
+  finish_image();
 }
 /// Where in a block's dynamic shared memory (of image_shared_bytes) an image goes: wgmma wants 1024-byte alignment.
 __device__ __forceinline__ std::uint32_t image_address(const void* dynamic_shared) {

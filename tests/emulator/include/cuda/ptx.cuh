@@ -107,6 +107,7 @@ inline void mma_bf16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uin
   emulated::MmaOperand o{c, {a0, a1, a2, a3}, {b0, b1}};
   emulator::meet("mma.m16n8k16.bf16", ~0u, &o, emulated::mma_work<emulated::bf16_value>);
 }
+inline void mma_16808(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t b0) { mma(c, a0, a1, 0, 0, b0, 0); }
 inline void mma_16816(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) { mma(d, a[0], a[1], a[2], a[3], b0, b1); }
 inline void ldmatrix_x4(unsigned (&r)[4], unsigned address) {
   emulated::MatrixOperand o{emulator::shared_at(address, 16), r};
@@ -126,6 +127,8 @@ inline int thread_number() { return static_cast<int>(emulator::thread_index().x)
 // ---- Arithmetic ----
 
 inline std::uint32_t opaque(std::uint32_t v) { return v; }
+inline float inverse_fast(float x) { return 1.0f / x; }
+inline std::uint32_t select_bits(std::uint32_t x, std::uint32_t mask, std::uint32_t y) { return (x & mask) | (y & ~mask); }
 inline float exp2_fast(float x) { return exp2f(x); }
 inline float rsqrt_fast(float x) { return 1.f / std::sqrt(x); }
 inline std::uint32_t pick_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t select) { return __byte_perm(low, high, select); }
