@@ -108,6 +108,7 @@ void add_code_cells(Arena& arena, const std::vector<float>& boundaries, SideTabl
     }
     if (splits && ++below < boundaries.size() && place(boundaries[below]) >> 16 <= c) return;
   }
+  words[255] = kNoNumberCell;
   arena.add(t.code_cells, words);
 }
 

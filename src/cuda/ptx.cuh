@@ -66,6 +66,8 @@ __device__ __forceinline__ std::uint32_t opaque(std::uint32_t v) {
   return v;
 }
 
+/// The bits of a * b + 3; 0x7fffffff if that is no number.
+__device__ __forceinline__ std::uint32_t bits_above_three(float a, float b) { return __float_as_uint(__fmaf_rn(a, b, 3.0f)); }
 /// The bits of x where mask has ones, else those of y.
 __device__ __forceinline__ std::uint32_t select_bits(std::uint32_t x, std::uint32_t mask, std::uint32_t y) {
   std::uint32_t v;

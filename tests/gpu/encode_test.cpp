@@ -1,6 +1,8 @@
 // encode against Codec::encode. `sequential` repeats the reference's roundings one by one, so codes and scales must be equal bit for bit; only
 // centring before RoPE (sines of another library) may move a coordinate that lies next to a boundary, and is counted. On the tensor cores a
 // coordinate within rounding of a boundary may flip: flips are counted and their distance is checked (flips.h).
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 
 #include "gpu/flips.h"
@@ -267,6 +269,53 @@ TEST(EncodeHadamard, ManyRowsAreThoseOfTheCpu) {
     EXPECT_EQ(flips.wrong, 0u) << "farthest " << flips.farthest;
     EXPECT_LE(flips.codes, 2 + rows * dim / 100000);
     EXPECT_LE(flips.scales, 2 + rows / 500);
+  }
+}
+
+/// Rows with a coordinate that is infinite or no number get the CPU's codes (0) and scale (not finite), zeros theirs, and others are left alone.
+TEST(EncodeHadamard, RowsThatAreNotFinite) {
+  TQ4_REQUIRE_DEVICE();
+  Random random(29);
+  for (const RotationKind kind : {RotationKind::Haar, RotationKind::Hadamard}) {
+    CodecSpec spec = spec_from_name("tq4");
+    spec.k.rotation = spec.v.rotation = kind;
+    const DeviceCodec codec(spec, 128, 1);
+    const Codec& host = codec.host(Side::K);
+    const auto rows = static_cast<std::size_t>(64 * codec.device().sm_count + 19);
+    Values x = gaussian(rows * 128, DType::F16, random);
+    auto* halves = reinterpret_cast<std::uint16_t*>(x.bytes.data());
+    for (std::size_t i = 0; i < rows; i += 37) {
+      if (i % 3 == 2) {
+        std::fill_n(halves + i * 128, 128, std::uint16_t{0});
+      } else {
+        halves[i * 128 + i % 128] = static_cast<std::uint16_t>(i % 3 == 0 ? 0x7c00u : 0x7e01u);
+      }
+    }
+    const Device<std::uint8_t> device_x(x.bytes), codes(rows * 64);
+    const Device<float> scale(rows);
+    EncodeParams p;
+    p.x = device_x.get();
+    p.n = static_cast<std::int64_t>(rows);
+    p.out = {codes.get(), scale.get(), nullptr, nullptr, nullptr};
+    encode(codec, Side::K, p, nullptr);
+    std::vector<std::uint8_t> want(codes.size());
+    std::vector<float> want_scale(rows);
+    host.encode(x.bytes.data(), DType::F16, p.n, {want.data(), want_scale.data(), nullptr, nullptr, nullptr});
+    const auto got = codes.host();
+    const auto got_scale = scale.host();
+    std::size_t differ = 0;
+    for (std::size_t i = 0; i < rows; ++i) {
+      const bool same =
+          std::equal(want.begin() + static_cast<std::ptrdiff_t>(64 * i), want.begin() + static_cast<std::ptrdiff_t>(64 * i + 64),
+                     got.begin() + static_cast<std::ptrdiff_t>(64 * i));
+      if (i % 37 == 0) {
+        EXPECT_TRUE(same) << i;
+        EXPECT_EQ(std::isfinite(want_scale[i]), std::isfinite(got_scale[i])) << i;
+      } else {
+        differ += same ? 0 : 1;
+      }
+    }
+    EXPECT_LE(differ, 2 + rows / 500);
   }
 }
 

@@ -4,15 +4,16 @@
 // 3 + z lies in [2, 4) for a coordinate z of a unit vector, so that its fp32 bits are z in fixed point (2^-22): bits 16 to 22 number one of 128
 // cells, none of which holds two boundaries. A cell's word is such that the sum of both words is the code, from bit 24 on (coordinates of even number) or 28
 // on (odd). Two sums make a byte that numbers two centroids and is two codes of 4 bits. Codes are those of row.cuh but for coordinates within 2^-22
-// of a boundary and what the order of sums changes.
+// of a boundary and what the order of sums changes. What is no number finds row 255, or 383 where it is odd, and code 0, the CPU's.
 #pragma once
 
 #include "cuda/encode/lanes.cuh"
 
 namespace tq4::gpu {
 
-/// Row i of 256: 16 times the centroids of codes i % 16 and i / 16, then 32 times word i of SideTables::code_cells.
-constexpr int kCodeTableBytes = 65536;
+/// Row i of 256: 16 times the centroids of codes i % 16 and i / 16, then 32 times word i of SideTables::code_cells. Of the rows behind them only the last
+/// is ever read.
+constexpr int kCodeTableRow = 256, kCodeTableBytes = 384 * kCodeTableRow;
 
 /// Codecs that need no table, or have one.
 inline bool table_serves(const RowCodec& r) { return r.kind != static_cast<int>(CodeKind::Mse) || r.t.code_cells != nullptr; }
@@ -20,7 +21,7 @@ inline bool table_serves(const RowCodec& r) { return r.kind != static_cast<int>(
 /// What a lane reads for the table, long before it is there.
 struct CodeTableParts {
   float centroid;
-  unsigned cell;  ///< of row code_table_row()
+  unsigned cell;
 };
 /// A warp fills rows 2 i and 2 i + 1 for i = warp, warp + Warps, ..; lane l has read the cell of the l-th of them.
 template <int Warps>
@@ -46,8 +47,9 @@ __device__ __forceinline__ CodeTable code_table(void* memory, const CodeTablePar
     const unsigned cell = __shfl_sync(~0u, parts.cell, 2 * k + (lane >> 4));
     const uint4 v = piece < 8 ? make_uint4(__float_as_uint(low), __float_as_uint(high), __float_as_uint(low), __float_as_uint(high))
                               : make_uint4(cell, cell, cell, cell);
-    if (r < 256) *reinterpret_cast<uint4*>(row + 256 * r + 16 * piece) = v;
+    if (r < 256) *reinterpret_cast<uint4*>(row + kCodeTableRow * r + 16 * piece) = v;
   }
+  if (warp == 0) *reinterpret_cast<unsigned*>(row + 383 * kCodeTableRow + 128 + 4 * lane) = kNoNumberCell;
   return {row, 128u + 4u * static_cast<unsigned>(lane), 8u * static_cast<unsigned>(lane & 15)};
 }
 
@@ -75,7 +77,7 @@ __device__ __forceinline__ LaneWork<N> look_up_codes(const CodeTable& table, con
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const float y0 = y(8 * g + 2 * k), y1 = y(8 * g + 2 * k + 1);
-      const unsigned place0 = __float_as_uint(__fmaf_rn(y0, to_place, 3.0f)), place1 = __float_as_uint(__fmaf_rn(y1, to_place, 3.0f));
+      const unsigned place0 = bits_above_three(y0, to_place), place1 = bits_above_three(y1, to_place);
       const unsigned even = place0 + *reinterpret_cast<const unsigned*>(table.row + __byte_perm(place0, table.cell, 0x5524));
       const unsigned odd = place1 + *reinterpret_cast<const unsigned*>(table.row + 32768 + __byte_perm(place1, table.cell, 0x5524));
       two[k] = select_bits(odd, 0xf0000000u, even);

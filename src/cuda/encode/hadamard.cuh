@@ -1,5 +1,5 @@
 // encode and store of many rows turned by a Hadamard matrix, without the matrix: rows go from global memory to the tensor cores' fragments and to
-// codes in registers (tiles/hadamard.cuh, lanes.cuh), a warp has 8 rows, nothing is shared between warps. fp32 is three bf16 parts.
+// codes in registers (tiles/hadamard.cuh, code_table.cuh), a warp has 8 rows, warps share a table only. fp32 is three bf16 parts.
 #pragma once
 
 #include <type_traits>

@@ -38,11 +38,12 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
 
   const unsigned rows = row_count(a), tiles = (rows + kTileRows - 1) / kTileRows, step = gridDim.x * kGroups;
   unsigned tile = static_cast<unsigned>(group) * gridDim.x + blockIdx.x;
+  const bool together = Sink::kSides == 1 && (kPlain || (a.heads == 1 && !a.by_head && side.token_stride == D));  // rows lie so
   const auto fetch = [&](unsigned which) {
     const int chunk = member % kChunks, top = member / kChunks;
     const std::uint32_t to = mine + static_cast<std::uint32_t>(image_byte(kTileRows, top, 8 * chunk));
     const auto* x = static_cast<const std::uint16_t*>(side.x) + 8 * chunk;
-    if (kPlain && Sink::kSides == 1 && (which + 1) * kTileRows <= rows) {
+    if (together && (which + 1) * kTileRows <= rows) {
       x += (static_cast<std::int64_t>(which) * kTileRows + top) * D;
 #pragma unroll
       for (int j = 0; j < kCopies; ++j)

@@ -7,8 +7,10 @@
 
 namespace tq4::gpu {
 
-/// Cell of z: bits 16 to 22 of 3 + z times this, which stays below 4 (code_table.cuh).
-constexpr float kCodeCellScale = 0.9998f;
+/// Cell of z: bits 16 to 22 of 3 + z times this, which leaves cell 127 free (code_table.cuh).
+constexpr float kCodeCellScale = 0.984f;
+/// A cell's word that makes code 0 of what is no number (its bits are 0x7fffffff).
+constexpr std::uint32_t kNoNumberCell = 0x80000001u;
 
 struct RowCodec {
   int kind = 0;           ///< CodeKind

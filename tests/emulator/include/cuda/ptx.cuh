@@ -127,6 +127,10 @@ inline int thread_number() { return static_cast<int>(emulator::thread_index().x)
 // ---- Arithmetic ----
 
 inline std::uint32_t opaque(std::uint32_t v) { return v; }
+inline std::uint32_t bits_above_three(float a, float b) {
+  const float sum = std::fma(a, b, 3.0f);
+  return sum == sum ? std::bit_cast<std::uint32_t>(sum) : 0x7fffffffu;
+}
 inline float inverse_fast(float x) { return 1.0f / x; }
 inline std::uint32_t select_bits(std::uint32_t x, std::uint32_t mask, std::uint32_t y) { return (x & mask) | (y & ~mask); }
 inline float exp2_fast(float x) { return exp2f(x); }
