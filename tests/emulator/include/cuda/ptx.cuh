@@ -107,7 +107,6 @@ inline void mma_bf16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uin
   emulated::MmaOperand o{c, {a0, a1, a2, a3}, {b0, b1}};
   emulator::meet("mma.m16n8k16.bf16", ~0u, &o, emulated::mma_work<emulated::bf16_value>);
 }
-inline void mma_16808(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t b0) { mma(c, a0, a1, 0, 0, b0, 0); }
 inline void mma_16816(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) { mma(d, a[0], a[1], a[2], a[3], b0, b1); }
 inline void ldmatrix_x4(unsigned (&r)[4], unsigned address) {
   emulated::MatrixOperand o{emulator::shared_at(address, 16), r};
