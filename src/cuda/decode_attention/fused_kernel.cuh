@@ -265,18 +265,13 @@ struct Kernel : Merges<C> {
         }
         wait_for_previous_kernels();
       }
-      if constexpr (C::Exact && S::Packed) {  // exact units may be of the kernel before; there are few, queries do not wait for them long
-#pragma unroll 1
-        for (; round.first() && asked < C::Stages && loader.alive() && loader.exact(); ++asked) {
-          loader.load(p, lane, to, to_bar, policy);
-          next_stage(to, to_bar);
-        }
-      }
       __syncthreads();  // the table of pairs is there
+      typename Base::Share second{};
+      if (p.query_matrix) this->load_second_share(second, round.pairs);
       this->copy_queries(round.pairs, p.query_matrix ? C::kQueries : C::kRotated);
       if (p.query_matrix) {
         __syncthreads();
-        this->rotate_queries(round.pairs, C::kQueries, share);
+        this->rotate_queries(round.pairs, C::kQueries, share, second);
       }
       if (!round.first()) fence_bulk_copies();  // states were written where tiles go now
       if (round.first()) launch_dependents();

@@ -121,6 +121,16 @@ struct Rotations {
       load_share_of_job(share, matrix, head_stride, runs, warp);
   }
 
+  /// Whether a warp's jobs all take the same share.
+  __device__ __forceinline__ static bool one_share(std::int64_t head_stride) { return Blocks == C::Warps && head_stride == 0; }
+  static constexpr bool TwoShares = S::Packed && ShareBlocks == 1;  // there are registers for two of them before the tiles
+  /// For the warp's second job with the queries, if it has one and its share is another.
+  __device__ __forceinline__ void load_second_share(Share& second, int pairs) const {
+    if (!TwoShares || one_share(p.query_head_stride)) return;
+    const unsigned runs = find_runs(p.query_head_stride != 0, pairs);
+    if (warp + C::Warps < job_count(runs)) load_share_of_job(second, p.query_matrix, p.query_head_stride, runs, warp + C::Warps);
+  }
+
   /// The queries of the round as fp16 to the rows at `to`, 16 bytes a thread. Rows that there are not become 0.
   __device__ __forceinline__ void copy_queries(int pairs, std::uint32_t to) const {
     constexpr int kWords = C::RoundRows * D / 8, kThreads = C::Warps * 32;
@@ -139,13 +149,13 @@ struct Rotations {
     if (p.q_is_bf16) x = make_uint4(bf16x2_to_half2(x.x), bf16x2_to_half2(x.y), bf16x2_to_half2(x.z), bf16x2_to_half2(x.w));
     sts128_words<0>(C::half_at(to, row, column * 8), (int)x.x, (int)x.y, (int)x.z, (int)x.w);
   }
-  /// Rotates them: from rows at `from` to C::kRotated. `share`: for the warp's first job.
-  __device__ __forceinline__ void rotate_queries(int pairs, std::uint32_t from, Share& share) const {
+  /// Rotates them: from rows at `from` to C::kRotated. `share`, `second`: for the warp's first two jobs.
+  __device__ __forceinline__ void rotate_queries(int pairs, std::uint32_t from, Share& share, Share& second) const {
     const unsigned runs = find_runs(p.query_head_stride != 0, pairs);
     const int jobs = job_count(runs);
     correct_first_share(share, p.query_matrix, p.query_head_stride, runs);
 #pragma unroll 1
-    for (int i = warp; i < jobs;) {
+    for (int i = warp; i < jobs; i += C::Warps) {
       const Job job = job_at(runs, pairs, i);
       float c[ShareBlocks][4];
       share.template turn<C>(lane, c, from, job.first_row, job.end > job.first_row + 8);
@@ -158,15 +168,17 @@ struct Rotations {
             sts32(C::half_at(C::kRotated, row, (job.block * ShareBlocks + n) * 8 + 2 * t), pack_half2(c[n][2 * h], c[n][2 * h + 1]));
         }
       }
-      i += C::Warps;
-      if (i < jobs) load_share_of_job(share, p.query_matrix, p.query_head_stride, runs, i);
+      if (one_share(p.query_head_stride)) continue;
+      if constexpr (TwoShares) share = second;
+      const int next = i + (TwoShares ? 2 : 1) * C::Warps;
+      if (next < jobs) load_share_of_job(TwoShares ? second : share, p.query_matrix, p.query_head_stride, runs, next);
     }
   }
 
   /// Two dims of row `row` of the round to the output, if its pair ends in this block.
   __device__ __forceinline__ void put(int pairs, int row, int dim, float x, float y) const {
     const int slot = (unsigned)row / S::Rows, r = (unsigned)row % S::Rows;
-    if (slot >= pairs || r >= rows() || !pair_word(slot, 2)) return;
+    if (slot >= pairs || r >= rows()) return;
     const int head = pair_word(slot, 1);
     const bool sees_a_token =
         pair_word(slot, 3) - p.q_len + (r * p.group_reciprocal >> 16) >= 0;  // without one the output is 0, not the centre
@@ -179,6 +191,7 @@ struct Rotations {
   }
   /// Finished rows (kRotated, fp16, normalised) of the pairs that end in this block, rotated back, to the output. `share`: for the warp's first job.
   __device__ __forceinline__ void write_outputs(int pairs, Share& share) const {
+    if (!pair_word(pairs - 1, 2)) --pairs;  // the last one may go on in the next block
     if (!p.inverse_matrix) {
 #pragma unroll 1
       for (int e = warp * 32 + lane; e < pairs * S::Rows * (D / 2); e += C::Warps * 32) {
@@ -207,7 +220,7 @@ struct Rotations {
         }
       }
       i += C::Warps;
-      if (i < jobs) load_share_of_job(share, p.inverse_matrix, p.inverse_head_stride, runs, i);
+      if (i < jobs && !one_share(p.inverse_head_stride)) load_share_of_job(share, p.inverse_matrix, p.inverse_head_stride, runs, i);
     }
   }
 };
