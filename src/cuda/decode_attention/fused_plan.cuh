@@ -74,7 +74,7 @@ struct Pair {
 /// - Pairs of one length (those of one sequence, above all) and pieces are fitted to each other where that costs little: whole pieces a pair, or
 ///   whole pairs a piece.
 /// - Else empty units stand for the work at a pair's end, or blocks with many short pairs end last.
-template <int Warps, int Most>
+template <int Warps>
 __device__ __forceinline__ void fit_pieces(const Params& p, int units, int shortest, int longest, int& length, int& empty) {
   const int total = units * p.num_kv_heads, pairs = p.num_seqs * p.num_kv_heads, half = (int)gridDim.x / 2;
   const int blocks = total <= half * 4 * Warps ? half : (int)gridDim.x;
@@ -89,7 +89,7 @@ __device__ __forceinline__ void fit_pieces(const Params& p, int units, int short
       fitted = divide(pairs + blocks - 1, blocks) * longest;
       empty = 0;
     }
-    if (fitted - length <= min(length / 16 + 1, Most)) {
+    if (fitted - length <= length / 16 + 1) {
       length = fitted;
       return;
     }
@@ -100,9 +100,8 @@ __device__ __forceinline__ void fit_pieces(const Params& p, int units, int short
 
 /// The plan and the pair at the beginning of the block's piece. Every warp computes the same (no shared memory, no barrier); the lanes scan the
 /// sequences, 32 a round. Returns false when the block has no work.
-/// own_length: seq_lens[lane] (anything where there is no such sequence). Warps: of a block, to fit pieces and pairs to each other; 0: equal pieces without empty units. Most: units that a piece
-/// may get longer for that.
-template <int Warps = 0, int Most = 1 << 30>
+/// own_length: seq_lens[lane] (anything where there is no such sequence). Warps: of a block, to fit pieces and pairs to each other; 0: equal pieces without empty units.
+template <int Warps = 0>
 __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_length, Plan& plan, Pair& pair) {
   int mine = lane < p.num_seqs ? Tokens(p, own_length).units() : 0;
   int total = mine, shortest = lane < p.num_seqs ? mine : 0x7fffffff, longest = mine;
@@ -116,7 +115,7 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
   int head_units = __reduce_add_sync(~0u, total);  // of one head
   pair.empty = 0;
   if constexpr (Warps > 0) {
-    fit_pieces<Warps, Most>(p, head_units, __reduce_min_sync(~0u, shortest), __reduce_max_sync(~0u, longest), plan.length, pair.empty);
+    fit_pieces<Warps>(p, head_units, __reduce_min_sync(~0u, shortest), __reduce_max_sync(~0u, longest), plan.length, pair.empty);
     head_units += pair.empty * p.num_seqs;
     mine += lane < p.num_seqs ? pair.empty : 0;
     total = head_units * p.num_kv_heads;
