@@ -71,6 +71,20 @@ TEST_F(Fused, PiecesAndPairs) {
   expect_right(c, std::array<Schedule, 2>{{{1, Copies::Random, 3}, {2, Copies::Lazy, 2}}});
 }
 
+/// More short sequences than a round has pairs, some of them empty, with and without a window shorter than they are.
+TEST_F(Fused, ManySequences) {
+  const std::array<Schedule, 2> schedules{{{4, Copies::Random, 3}, {5, Copies::Lazy, 11}}};
+  DecodeCase c = small("tq4", 128);
+  c.kv_heads = c.q_heads = 8;
+  c.lengths.clear();
+  for (int i = 0; i < 37; ++i) c.lengths.push_back(i * i * 7 % 61);
+  expect_right(c, schedules);
+  c.window = 20;
+  expect_right(c, schedules);
+  c.lengths.resize(20);
+  expect_right(c, schedules);
+}
+
 /// Enough tiles a warp that the stages of its ring are used again and again.
 TEST_F(Fused, RingsGoAround) {
   for (const auto& [spec, dim] :

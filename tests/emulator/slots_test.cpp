@@ -101,6 +101,19 @@ TEST_F(Slots, RingGoesAround) {
   }
 }
 
+/// More sequences in a block than one, and more than lanes, empty ones among them; behind a window.
+TEST_F(Slots, ManySequences) {
+  for (const auto& [spec, kv_heads] : {std::pair{"vllm:4bit_nc", 8}, {"vllm:3bit_nc", 3}, {"vllm:k8v4", 2}}) {
+    DecodeCase c = small(spec, 128);
+    c.kv_heads = c.q_heads = kv_heads;
+    c.lengths.clear();
+    for (int i = 0; i < 37; ++i) c.lengths.push_back(i * i * 7 % 61);
+    expect_right(c);
+    c.window = 20;
+    expect_right(c);
+  }
+}
+
 /// What the kernel does not serve goes the general way, by name.
 TEST_F(Slots, Refusals) {
   DecodeCase c = small("vllm:3bit_nc", 64);  // values end within a byte

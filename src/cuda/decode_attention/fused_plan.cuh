@@ -71,15 +71,17 @@ struct Pair {
 
 /// How long a block's piece is, and how many empty units end every pair. `units`: of all pairs of a head; shortest, longest: of a pair.
 /// - Where half of the blocks do with four tiles a warp, no more take part: fewer parts to merge, and the next launch begins on the other multiprocessors.
-/// - Pairs of one length (those of one sequence, above all) and pieces are fitted to each other where that costs little: whole pieces a pair, or
-///   whole pairs a piece.
+/// - Pairs of one length (those of one sequence, above all) and pieces of no more than 32 tiles a warp are fitted to each other where that costs
+///   little: whole pieces a pair, or whole pairs a piece.
 /// - Else empty units stand for the work at a pair's end, or blocks with many short pairs end last.
 template <int Warps>
 __device__ __forceinline__ void fit_pieces(const Params& p, int units, int shortest, int longest, int& length, int& empty) {
   const int total = units * p.num_kv_heads, pairs = p.num_seqs * p.num_kv_heads, half = (int)gridDim.x / 2;
   const int blocks = total <= half * 4 * Warps ? half : (int)gridDim.x;
   length = divide(total + blocks - 1, blocks);
+  empty = 0;
   if (shortest == longest) {
+    if (length > 32 * Warps) return;  // long work wants every multiprocessor
     int fitted;
     if (pairs <= blocks) {
       const int most = divide(blocks, pairs);
@@ -87,7 +89,6 @@ __device__ __forceinline__ void fit_pieces(const Params& p, int units, int short
       empty = divide(longest + fitted - 1, fitted) * fitted - longest;
     } else {
       fitted = divide(pairs + blocks - 1, blocks) * longest;
-      empty = 0;
     }
     if (fitted - length <= length / 16 + 1) {
       length = fitted;
