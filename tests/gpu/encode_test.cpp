@@ -120,6 +120,27 @@ TEST_P(Encode, GivesTheBytesOfTheCpu) {
               flips.scales, coded / static_cast<std::size_t>(c.dim));
 }
 
+/// Codes and scales of fp16 rows of one head: as the device makes them, and as the CPU does (of `host_bytes`).
+struct Encoded {
+  std::vector<std::uint8_t> codes, want;
+  std::vector<float> scale, want_scale;
+};
+Encoded encode_rows(const DeviceCodec& codec, const std::vector<std::uint8_t>& bytes, const std::vector<std::uint8_t>& host_bytes,
+                    std::size_t rows, bool single_fp16_rotation = false) {
+  const Codec& host = codec.host(Side::K);
+  const Device<std::uint8_t> x(bytes), codes(rows * host.code_bytes());
+  const Device<float> scale(rows);
+  EncodeParams p;
+  p.x = x.get();
+  p.n = static_cast<std::int64_t>(rows);
+  p.out = {codes.get(), scale.get(), nullptr, nullptr, nullptr};
+  p.single_fp16_rotation = single_fp16_rotation;
+  encode(codec, Side::K, p, nullptr);
+  Encoded e{codes.host(), std::vector<std::uint8_t>(codes.size()), scale.host(), std::vector<float>(rows)};
+  host.encode(host_bytes.data(), DType::F16, p.n, {e.want.data(), e.want_scale.data(), nullptr, nullptr, nullptr});
+  return e;
+}
+
 /// What single_fp16_rotation costs: flips are counted, none is far.
 TEST(EncodeSingle, FlipsAreCounted) {
   TQ4_REQUIRE_DEVICE();
@@ -128,21 +149,9 @@ TEST(EncodeSingle, FlipsAreCounted) {
   const Codec& host = codec.host(Side::K);
   for (const std::size_t rows : {std::size_t{50}, static_cast<std::size_t>(64 * codec.device().sm_count)}) {
     const Values x = gaussian(rows * 128, DType::F16, random);
-    const Device<std::uint8_t> device_x(x.bytes), codes(rows * host.code_bytes());
-    const Device<float> scale(rows);
-    EncodeParams p;
-    p.x = device_x.get();
-    p.n = static_cast<std::int64_t>(rows);
-    p.out = {codes.get(), scale.get(), nullptr, nullptr, nullptr};
-    p.single_fp16_rotation = true;
-    encode(codec, Side::K, p, nullptr);
-    std::vector<std::uint8_t> want(codes.size());
-    std::vector<float> want_scale(rows);
-    host.encode(x.bytes.data(), DType::F16, p.n, {want.data(), want_scale.data(), nullptr, nullptr, nullptr});
-    const auto got = codes.host();
-    const auto got_scale = scale.host();
-    const Flips flips = count_flips(host, {}, x.floats.data(), rows, {want.data(), want_scale.data(), nullptr, nullptr, nullptr},
-                                    {got.data(), got_scale.data(), nullptr, nullptr, nullptr}, 3e-4);
+    const Encoded e = encode_rows(codec, x.bytes, x.bytes, rows, true);
+    const Flips flips = count_flips(host, {}, x.floats.data(), rows, {e.want.data(), e.want_scale.data(), nullptr, nullptr, nullptr},
+                                    {e.codes.data(), e.scale.data(), nullptr, nullptr, nullptr}, 3e-4);
     std::printf("single fp16 product: %zu of %zu codes flipped (at most %.1e from a boundary), %zu of %zu scales\n", flips.codes,
                 rows * 128, flips.farthest, flips.scales, rows);
     EXPECT_EQ(flips.wrong, 0u);
@@ -281,7 +290,6 @@ TEST(EncodeHadamard, RowsThatAreNotFinite) {
     CodecSpec spec = spec_from_name("tq4");
     spec.k.rotation = spec.v.rotation = kind;
     const DeviceCodec codec(spec, 128, 1);
-    const Codec& host = codec.host(Side::K);
     const auto rows = static_cast<std::size_t>(64 * codec.device().sm_count + 19);
     Values x = gaussian(rows * 128, DType::F16, random);
     for (std::size_t i = 0; i < rows; i += 37) std::fill_n(x.bytes.begin() + static_cast<std::ptrdiff_t>(i * 256), 256, std::uint8_t{0});
@@ -289,18 +297,7 @@ TEST(EncodeHadamard, RowsThatAreNotFinite) {
     for (std::size_t i = 0; i < rows; i += 37) {
       if (i % 3 != 2) bytes[i * 256 + i % 128 * 2 + 1] = i % 3 == 0 ? 0x7c : 0x7e;
     }
-    const Device<std::uint8_t> device_x(bytes), codes(rows * 64);
-    const Device<float> scale(rows);
-    EncodeParams p;
-    p.x = device_x.get();
-    p.n = static_cast<std::int64_t>(rows);
-    p.out = {codes.get(), scale.get(), nullptr, nullptr, nullptr};
-    encode(codec, Side::K, p, nullptr);
-    std::vector<std::uint8_t> want(codes.size());
-    std::vector<float> want_scale(rows);
-    host.encode(x.bytes.data(), DType::F16, p.n, {want.data(), want_scale.data(), nullptr, nullptr, nullptr});
-    const auto got = codes.host();
-    const auto got_scale = scale.host();
+    const auto [got, want, got_scale, want_scale] = encode_rows(codec, bytes, x.bytes, rows);
     std::size_t differ = 0;
     for (std::size_t i = 0; i < rows; ++i) {
       const bool same =

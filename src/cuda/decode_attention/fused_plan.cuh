@@ -119,11 +119,9 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
     fit_pieces<Warps>(p, head_units, __reduce_min_sync(~0u, shortest), __reduce_max_sync(~0u, longest), plan.length, pair.empty);
     head_units += pair.empty * p.num_seqs;
     mine += lane < p.num_seqs ? pair.empty : 0;
-    total = head_units * p.num_kv_heads;
-  } else {
-    total = head_units * p.num_kv_heads;
-    plan.length = divide(total + gridDim.x - 1, gridDim.x);
   }
+  total = head_units * p.num_kv_heads;
+  if constexpr (Warps == 0) plan.length = divide(total + gridDim.x - 1, gridDim.x);
   plan.begin = blockIdx.x * plan.length;
   plan.end = min(plan.begin + plan.length, total);
   if (plan.begin >= total) return false;
