@@ -19,18 +19,22 @@ struct Config {
   /// Of a thread block, a power of two. 16 leave 128 registers a thread: not enough for much more than 4 rows of 128 dims, and what is spilled waits behind the
   /// stream of tiles.
   static constexpr int Warps = S::Tiles * D > 128 ? 8 : 16;
+  static constexpr bool ValuesLate =
+      Warps < 16;  // a tile's values stay in its stage until they are needed: registers for more rows or dims
   static constexpr int CodeBytes = Key::kBytes + Value::kBytes;
   static constexpr int ScaleBytes = 64 + (Value::kZero ? 32 : 0);
   static constexpr int TileBytes = CodeBytes + ScaleBytes, ExactBytes = Exact ? kExact * 4 * D : 0;
   static constexpr int SlotBytes = TileBytes > ExactBytes ? TileBytes : ExactBytes;  // of a stage: a tile or an exact unit
-  static constexpr int RoundRows = D <= 128 ? 32 : 16;                               // query rows of all pairs of a round
-  static constexpr int Pairs = RoundRows / S::Rows;                                  // pairs of a round
+  /// Query rows of all pairs of a round. A round costs its beginning and end: 16 rows a pair have room for the four pairs that a long piece may touch.
+  static constexpr int RoundRows = D > 128 ? 16 : S::Rows > 8 ? 64 : 32;
+  static constexpr int Pairs = RoundRows / S::Rows;  // pairs of a round
   static_assert(Pairs <= 8);
   static constexpr int States = Warps + Pairs;  // a warp's last state, and one for the warp in which a pair ends
   static constexpr std::uint32_t kBase = 1024;
   static constexpr std::uint32_t kEnd = 228 * 1024;
-  static constexpr int RowStride =
-      D * 4 + (S::Rows * D <= 1024 ? 16 : 0);  // bytes of a row of a state, padded against bank conflicts where there is room
+  /// Rows of a state are padded against bank conflicts; where there is no room for that, their words of 16 bytes change places.
+  static constexpr bool Padded = S::Rows * D <= 1024;
+  static constexpr int RowStride = D * 4 + (Padded ? 16 : 0);
   static constexpr int StateBytes = S::Rows * RowStride + S::Rows * 8;  // accumulators, then (max, sum) a row
   static constexpr int HalfStride = (D + 63) / 64 * 128;  // bytes of a row of queries or finished outputs (fp16), see half_at()
   static constexpr int PairStateBytes = (Pairs * StateBytes + HalfStride - 1) / HalfStride * HalfStride;
@@ -65,6 +69,10 @@ struct Config {
   /// banks.
   __device__ static constexpr std::uint32_t half_at(std::uint32_t base, int row, int dim) {
     return base + row * HalfStride + (dim * 2 ^ (row & 1) << 6);
+  }
+  /// Where in row `row` of a state float `dim` (a multiple of 4) lies. The next four are 16 bytes further, or where bit 4 of the address is the other one.
+  __device__ static constexpr std::uint32_t in_row(int row, int dim) {
+    return Padded ? dim * 4 : dim * 4 ^ row / 2 % 4 << 4 ^ (D == 256 ? dim / 32 % 2 << 6 : 0);
   }
   __device__ static constexpr std::uint32_t ring(int warp) {
     return warp < WarpsLow ? kBase + warp * RingBytes : 2 * kTableAddress + (warp - WarpsLow) * RingBytes;

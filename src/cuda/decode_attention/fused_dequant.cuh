@@ -47,6 +47,19 @@ __device__ __forceinline__ void load_bytes(std::uint32_t a, std::uint32_t* v) {
   }
 }
 
+/// 32 bytes as two loads of 16 that lie `step` bytes apart. `at` is the first place, or the second where `turned`: lanes that would meet in a bank read in
+/// different order.
+__device__ __forceinline__ void load_two(std::uint32_t at, int step, bool turned, std::uint32_t (&w)[8]) {
+  std::uint32_t one[4], other[4];
+  lds128(at, one);
+  lds128(at + (turned ? -step : step), other);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    w[i] = turned ? other[i] : one[i];
+    w[i + 4] = turned ? one[i] : other[i];
+  }
+}
+
 /// Value of pair `i` (compile time) of a run of codes of 2 * Bits bits, LSB first, starting at bit `Start` of the Words words w. Side 0 = K, 1 = V.
 /// A field that does not begin a byte is shifted down by up to 6 bits, which serves every fourth pair of 3 bits; what else is in its byte does no
 /// harm, the table being repeated for all values of the byte.
@@ -92,14 +105,20 @@ struct TableKey {
   struct Raw {
     std::uint32_t w[2][kWords];
   };
-  __device__ static std::uint32_t lane_offset(int g, int t) { return g * kRow + t * kChunkBytes; }
-  /// at: of the tile, and lane_offset() further on.
-  __device__ static void load(Raw& r, std::uint32_t at) {
+  static constexpr bool kTurned = kRow == 128 && kChunkBytes == 16;  // all rows begin in one bank: those of odd g are read in turned order
+  __device__ static std::uint32_t lane_offset(int g, int t) { return g * kRow + t * kChunkBytes + (kTurned ? g % 2 * 64 : 0); }
+  /// at: of the tile, and lane_offset() further on. odd: whether g is.
+  __device__ static void load(Raw& r, std::uint32_t at, bool odd) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
+    for (int h = 0; h < 2; ++h) {
+      if constexpr (kTurned) {
+        load_two(at + 8 * h * kRow, 64, odd, r.w[h]);
+      } else {
 #pragma unroll
-      for (int c = 0; c < KeyOrder<D>::kChunks; ++c)
-        load_bytes<kChunkBytes>(at + 8 * h * kRow + c * 4 * kChunkBytes, r.w[h] + c * kChunkBytes / 4);
+        for (int c = 0; c < KeyOrder<D>::kChunks; ++c)
+          load_bytes<kChunkBytes>(at + 8 * h * kRow + c * 4 * kChunkBytes, r.w[h] + c * kChunkBytes / 4);
+      }
+    }
   }
   /// Pair i of token g + 8 h.
   __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
@@ -121,7 +140,7 @@ struct Fp8Key {
   };
   __device__ static std::uint32_t lane_offset(int g, int t) { return g * kRow + t * kChunkBytes; }
   /// at: of the tile, and lane_offset() further on.
-  __device__ static void load(Raw& r, std::uint32_t at) {
+  __device__ static void load(Raw& r, std::uint32_t at, bool) {
 #pragma unroll
     for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -144,11 +163,18 @@ struct TableValue {
   struct Raw {
     std::uint32_t w[2][kWords];
   };
-  __device__ static std::uint32_t lane_offset(int g, int t) { return (g * 4 + t) * 2 * kPiece; }
-  /// at: of the tile's values, and lane_offset() further on.
-  __device__ static void load(Raw& r, std::uint32_t at) {
+  static constexpr bool kTurned = kPiece == 16;  // as of keys
+  __device__ static std::uint32_t lane_offset(int g, int t) { return (g * 4 + t) * 2 * kPiece + (kTurned ? g % 2 * 16 : 0); }
+  /// at: of the tile's values, and lane_offset() further on. odd: whether g is.
+  __device__ static void load(Raw& r, std::uint32_t at, bool odd) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) load_bytes<2 * kPiece>(at + h * 64 * kPiece, r.w[h]);
+    for (int h = 0; h < 2; ++h) {
+      if constexpr (kTurned) {
+        load_two(at + h * 64 * kPiece, 16, odd, r.w[h]);
+      } else {
+        load_bytes<2 * kPiece>(at + h * 64 * kPiece, r.w[h]);
+      }
+    }
   }
   /// Pair i of piece g of token 8 h + 2 t + odd.
   template <int Odd>

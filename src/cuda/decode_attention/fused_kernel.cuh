@@ -25,6 +25,7 @@ struct Kernel : Merges<C> {
 
   std::uint32_t lane_base = 0;                           // this lane's column of the tables
   std::uint32_t key_at = 0, value_at = 0, scale_at = 0;  // what this lane reads of a tile
+  std::uint32_t odd_g = 0;                               // whether g is odd, where tiles are read in turned order
 
   /// Queries of one pair as B fragments.
   __device__ __forceinline__ void query_fragments(int slot, QueryFragments<S>& q) const {
@@ -45,12 +46,13 @@ struct Kernel : Merges<C> {
   template <class Refill>
   __device__ __forceinline__ void compressed_tile(RowState<S>& st, const QueryFragments<S>& q, std::uint32_t at, int seq_len, int first,
                                                   bool edge, std::uint32_t select0, std::uint32_t select1, Refill&& refill) {
+    const bool turned = odd_g != 0;
     typename Key::Raw k;
     typename Value::Raw v;
-    Key::load(k, at + key_at);
+    Key::load(k, at + key_at, turned);
     std::uint32_t scales[2];
     lds64(at + scale_at, scales);
-    Value::load(v, at + value_at);
+    if constexpr (!C::ValuesLate) Value::load(v, at + value_at, turned);
     float v_zero[2] = {0.f, 0.f};
     if constexpr (Value::kZero) {
       const std::uint32_t zeros = lds32(at + C::CodeBytes + 64 + g * 4);
@@ -59,8 +61,10 @@ struct Kernel : Merges<C> {
     }
     const float k_scale[2] = {half_bits_to_float(scales[0] & 0xffff), half_bits_to_float(scales[0] >> 16)};
     float v_scale[2] = {half_bits_to_float(scales[1] & 0xffff), half_bits_to_float(scales[1] >> 16)};
-    __syncwarp();
-    refill();
+    if constexpr (!C::ValuesLate) {
+      __syncwarp();
+      refill();
+    }
     float s[2][S::LaneRows];
     logits_tile<S>(
         q, [&](int h, int i) { return Key::pair(k, h, i, lane_base); }, k_scale, s);
@@ -74,6 +78,11 @@ struct Kernel : Merges<C> {
     }
     std::uint32_t b[S::Tiles][2][S::Parities][2];
     softmax_tile<S, Value::kZero>(st, s, v_scale, v_zero, select0, select1, b);
+    if constexpr (C::ValuesLate) {
+      Value::load(v, at + value_at, turned);
+      __syncwarp();
+      refill();
+    }
     values_tile<S>(st, b, [&](int h, int odd, int i) {
       return odd ? Value::template pair<1>(v, h, i, lane_base) : Value::template pair<0>(v, h, i, lane_base);
     });
@@ -241,6 +250,7 @@ struct Kernel : Merges<C> {
       lane_base = opaque(kTableAddress | lane * 4);
       key_at = opaque(Key::lane_offset(g, t)), value_at = opaque(Key::kBytes + Value::lane_offset(g, t)),
       scale_at = opaque(C::CodeBytes + g * 8);
+      if constexpr (Value::kTurned) odd_g = opaque(g % 2);
       const std::uint64_t policy = stream_policy();
       const std::uint32_t select0 = opaque(g % 2 == 0 ? 0x4410 : 0x1044), select1 = opaque(g % 2 == 0 ? 0x4432 : 0x3244);
       const std::uint32_t walk_at = C::kWalks + warp * 64;

@@ -61,8 +61,8 @@ struct Merges : Rotations<C> {
         } else {
 #pragma unroll
           for (int c = 0; c < 2; ++c)
-            sts128(slot + S::row(t, 2 * n + c) * C::RowStride + dim * 4, st.o[n][0][j][c], st.o[n][S::Parities - 1][j][c],
-                   st.o[n][0][j][2 + c], st.o[n][S::Parities - 1][j][2 + c]);
+            sts128(slot + S::row(t, 2 * n + c) * C::RowStride + C::in_row(S::row(t, 2 * n + c), dim), st.o[n][0][j][c],
+                   st.o[n][S::Parities - 1][j][c], st.o[n][0][j][2 + c], st.o[n][S::Parities - 1][j][2 + c]);
         }
       }
     if (g == 0) {
@@ -112,7 +112,7 @@ struct Merges : Rotations<C> {
   };
   /// Adds the parts of blocks [first, end).
   __device__ __forceinline__ void add_parts(int first, int end, int row, Row& sum) const {
-    constexpr int N = 8;  // parts at a time
+    constexpr int N = LaneDims > 4 ? 4 : 8;  // parts at a time
 #pragma unroll 1
     for (int b = first; b < end; b += N) {
       std::uint32_t v[N][LaneDims], ml[2];
@@ -154,6 +154,22 @@ struct Merges : Rotations<C> {
       if (b + lane < min(end, b + N)) store_relaxed<2>(part_sums(b + lane, row), {0, 0});
     }
   }
+  /// This lane's dims of row `row` of a state; at: where the row begins.
+  __device__ __forceinline__ void load_dims(std::uint32_t at, int row, float (&v)[LaneDims]) const {
+    if constexpr (C::Padded || LaneDims <= 4) {
+      load_floats(at + C::in_row(row, lane_dim()), v);
+    } else {
+      static_assert(LaneDims == 8);
+      float four[4];
+      at += C::in_row(row, lane_dim());
+      load_floats(at, four);
+#pragma unroll
+      for (int d = 0; d < 4; ++d) v[d] = four[d];
+      load_floats(at ^ 16, four);
+#pragma unroll
+      for (int d = 0; d < 4; ++d) v[4 + d] = four[d];
+    }
+  }
   /// The states that the warps have of a row of the pair in `slot`, merged: lane i < 16 weighs that of warp i, lane 16 that of the warp in which the pair ends.
   __device__ __forceinline__ Row add_states(int slot, int row) const {
     const int index = lane < C::Warps ? lane : C::Warps + slot;
@@ -174,7 +190,7 @@ struct Merges : Rotations<C> {
     for (int i0 = __ffs(states) - 1; states >> i0; i0 += 6) {  // lanes of a pair follow each other
       float v[6][LaneDims];
 #pragma unroll
-      for (int i = 0; i < 6; ++i) load_floats(__shfl_sync(~0u, at, i0 + i) + lane_dim() * 4, v[i]);
+      for (int i = 0; i < 6; ++i) load_dims(__shfl_sync(~0u, at, i0 + i), row, v[i]);
 #pragma unroll
       for (int i = 0; i < 6; ++i) {
         const float w = __shfl_sync(~0u, weight, i0 + i);
