@@ -126,7 +126,7 @@ TEST_F(Fused, ExactPart) {
 
 /// Matrices of their own for each kv head, pairs of several heads in a round, at every number of warps and rows.
 TEST_F(Fused, MatricesAHead) {
-  for (const auto& [dim, group] : {std::pair{64, 2}, {64, 8}, {96, 4}, {96, 7}, {96, 16}, {128, 4}, {128, 16}, {256, 4}}) {
+  for (const auto& [dim, group] : {std::pair{64, 2}, {64, 8}, {96, 4}, {96, 7}, {96, 16}, {128, 4}, {128, 16}, {256, 4}, {256, 7}}) {
     DecodeCase c = small("tq4", dim);
     c.kv_heads = 3, c.q_heads = 3 * group;
     c.lengths = {40};
@@ -167,12 +167,14 @@ TEST_F(Fused, ManyParts) {
   c.kv_heads = 1, c.q_heads = 4;
   c.lengths = {700, 9};
   expect_right(c, schedules);
+  c.dim = 256, c.q_heads = 8;
+  expect_right(c, schedules);
 }
 
 /// Pieces of several rounds that begin inside a pair, matrices a head, more sequences than lanes, empty ones among them.
 TEST_F(Fused, Rounds) {
   const Schedule schedules[] = {{4, Copies::Random, 3}, {5, Copies::Lazy, 5}};
-  for (const auto& [dim, group] : {std::pair{64, 5}, {96, 3}, {128, 2}, {128, 16}, {256, 4}}) {
+  for (const auto& [dim, group] : {std::pair{64, 5}, {96, 3}, {128, 2}, {128, 16}, {256, 4}, {256, 8}}) {
     DecodeCase c = small("tq4", dim);
     c.kv_heads = 2, c.q_heads = 2 * group;
     c.lengths.clear();
