@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -337,13 +338,92 @@ void rows_back(const char* codec_name, RotationKind rotation, int dim, DType dty
   std::fflush(stdout);
 }
 
+/// A layout by name: "native", "turboquant-vllm", "padded" (turboquant-vllm's plugin), "vllm", "swapped" (vLLM's with heads outside of tokens).
+PageLayout layout_of(const std::string& name, const CodecSpec& spec, int heads, int dim, int block_size) {
+  if (name == "padded") return padded_turboquant_vllm_layout(spec, heads, dim, block_size);
+  PageLayout layout = make_layout(layout_from_name(name == "swapped" ? "vllm" : name), spec, heads, dim, block_size);
+  if (name == "swapped") {
+    layout.token_stride = layout.head_stride;
+    layout.head_stride = layout.token_stride * block_size;
+  }
+  return layout;
+}
+
+/// All tokens of `batch` sequences of `ctx` to permuted pages by one store, and back to dense K and V. Bytes: rows and what attention reads of a page.
+void all_pages(const char* codec_name, RotationKind rotation, const std::string& layout_name, int dim, int batch, int ctx) {
+  constexpr int kHeads = 8, kBlockSize = 16, kSets = 3;
+  const CodecSpec spec = spec_of(codec_name, rotation);
+  const DeviceCodec codec(spec, dim, kHeads);
+  const PageLayout layout = layout_of(layout_name, spec, kHeads, dim, kBlockSize);
+  const std::int64_t n = static_cast<std::int64_t>(batch) * ctx, pages = n / kBlockSize;
+  std::vector<std::int32_t> table(static_cast<std::size_t>(pages)), lengths(static_cast<std::size_t>(batch), ctx);
+  std::iota(table.begin(), table.end(), 0);
+  std::shuffle(table.begin(), table.end(), std::mt19937_64(5));
+  std::vector<std::int64_t> slots(static_cast<std::size_t>(n));
+  for (std::size_t i = 0; i < slots.size(); ++i)
+    slots[i] = table[i / kBlockSize] * std::int64_t{kBlockSize} + static_cast<std::int64_t>(i % kBlockSize);
+  const Memory block_table(table.size() * 4), seq_lens(lengths.size() * 4), slot_mapping(slots.size() * 8);
+  OK(cudaMemcpy(block_table.data, table.data(), table.size() * 4, cudaMemcpyHostToDevice));
+  OK(cudaMemcpy(seq_lens.data, lengths.data(), lengths.size() * 4, cudaMemcpyHostToDevice));
+  OK(cudaMemcpy(slot_mapping.data, slots.data(), slots.size() * 8, cudaMemcpyHostToDevice));
+  const std::size_t elements = static_cast<std::size_t>(n * kHeads * dim);
+  std::vector<std::unique_ptr<Memory>> caches, k, v;
+  for (int i = 0; i < kSets; ++i) {
+    caches.push_back(std::make_unique<Memory>(static_cast<std::size_t>(pages * layout.block_stride)));
+    k.push_back(std::make_unique<Memory>(elements * 2));
+    v.push_back(std::make_unique<Memory>(elements * 2));
+    fill(*k.back(), DType::F16, elements, static_cast<unsigned>(2 * i));
+    fill(*v.back(), DType::F16, elements, static_cast<unsigned>(2 * i + 1));
+  }
+  const double bytes = static_cast<double>(4 * elements) + static_cast<double>(n * kHeads * token_head_bytes(layout));
+  const auto print = [&](const std::string& name, const Median& t) {
+    std::printf("%-66s %8.2f us [%.2f %.2f] %6.0f GB/s %5.1f%%\n", name.c_str(), t.median, t.low, t.high, bytes / t.median * 1e-3,
+                100 * bytes / t.median * 1e6 / ceiling);
+    std::fflush(stdout);
+  };
+  const std::string shape = std::string(codec_name) + " " + name_of(rotation) + " " + layout_name + " d" + std::to_string(dim) + " " +
+                            std::to_string(2 * n * kHeads) + " rows";
+  const auto place = [&](int i) { return PagedCache{layout, caches[static_cast<std::size_t>(i)]->as<std::uint8_t>(), pages}; };
+  print("store " + shape, in_graph(
+                              "store " + shape, kSets,
+                              [&](int i, cudaStream_t stream) {
+                                StoreParams p;
+                                p.k = k[static_cast<std::size_t>(i)]->data;
+                                p.v = v[static_cast<std::size_t>(i)]->data;
+                                p.n = n;
+                                p.slot_mapping = slot_mapping.as<std::int64_t>();
+                                p.cache = place(i);
+                                store(codec, p, stream);
+                              },
+                              4));
+  for (const bool rotated : {false, true}) {
+    const std::string name = "dequant_pages " + shape + (rotated ? " rotated" : " original");
+    print(name, in_graph(
+                    name, kSets,
+                    [&](int i, cudaStream_t stream) {
+                      DequantPagesParams p;
+                      p.cache = place(i);
+                      p.block_table = block_table.as<std::int32_t>();
+                      p.block_table_stride = ctx / kBlockSize;
+                      p.seq_lens = seq_lens.as<std::int32_t>();
+                      p.num_seqs = batch;
+                      p.max_seq_len = ctx;
+                      p.k_out = k[static_cast<std::size_t>(i)]->data;
+                      p.v_out = v[static_cast<std::size_t>(i)]->data;
+                      p.rotated = rotated;
+                      dequant_pages(codec, p, stream);
+                    },
+                    4));
+  }
+}
+
 /// A step's tokens into 64 caches in turn (cold pages), alone and behind an empty kernel, which is no early launch.
-void step(const char* codec_name, RotationKind rotation, int dim, int batch, bool sequential, LayoutKind kind = LayoutKind::Native,
+void step(const char* codec_name, RotationKind rotation, int dim, int batch, bool sequential, const std::string& layout_name = "native",
           bool touch_too = false) {
   constexpr int kHeads = 8, kCaches = 64, kBlockSize = 16;
   const CodecSpec spec = spec_of(codec_name, rotation);
   const DeviceCodec codec(spec, dim, kHeads);
-  const PageLayout layout = make_layout(kind, spec, kHeads, dim, kBlockSize);
+  const PageLayout layout = layout_of(layout_name, spec, kHeads, dim, kBlockSize);
   const std::int64_t pages = batch * 64;
   std::mt19937_64 random(3);
   const std::size_t elements = static_cast<std::size_t>(batch * kHeads * dim);
@@ -371,8 +451,8 @@ void step(const char* codec_name, RotationKind rotation, int dim, int batch, boo
     store(codec, p, stream);
   };
   char name[160];
-  std::snprintf(name, sizeof name, "store %s %s d%d batch %d%s", codec_name, name_of(rotation), dim, batch,
-                sequential ? " sequential" : "");
+  std::snprintf(name, sizeof name, "store %s %s%s%s d%d batch %d%s", codec_name, name_of(rotation), layout_name == "native" ? "" : " ",
+                layout_name == "native" ? "" : layout_name.c_str(), dim, batch, sequential ? " sequential" : "");
   const std::string n = name;
   if (touch_too) {
     const Median m = in_graph(n + " touch", kCaches, [&](int i, cudaStream_t stream) {
@@ -450,19 +530,19 @@ int main(int argc, char** argv) {
       rows_back("tq4", RotationKind::Haar, 128, DType::F16, 32768, 8, false, false);
     } else {
       for (const char* codec : {"k8v4", "vllm:4bit_nc"}) planes(codec, RotationKind::None, 128, DType::F16, 32768, 8, Path::Tensor, false);
-      step("tq4", RotationKind::Haar, 128, 32, false, LayoutKind::Native, true);
+      step("tq4", RotationKind::Haar, 128, 32, false, "native", true);
       for (const RotationKind r : {RotationKind::Haar, RotationKind::Hadamard}) {
         for (const int dim : {64, 128, 256}) step("tq4", r, dim, 32, false);
       }
       for (const char* codec : {"k4v3", "tq3", "k8v4"}) step(codec, RotationKind::Hadamard, 128, 32, false);
       for (const char* codec : {"vllm:k8v4", "vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc"})
-        step(codec, RotationKind::None, 128, 32, false, LayoutKind::Vllm);
-      step("turboquant-vllm", RotationKind::None, 128, 32, false, LayoutKind::TurboquantVllm);
+        step(codec, RotationKind::None, 128, 32, false, "vllm");
+      step("turboquant-vllm", RotationKind::None, 128, 32, false, "turboquant-vllm");
     }
     return 0;
   }
   const bool quick = argc > 2 && std::strcmp(argv[2], "quick") == 0, back = argc > 2 && std::strcmp(argv[2], "dequant") == 0,
-             forward = argc > 2 && std::strcmp(argv[2], "encode") == 0;
+             forward = argc > 2 && std::strcmp(argv[2], "encode") == 0, pages = argc > 2 && std::strcmp(argv[2], "pages") == 0;
   {
     const std::size_t bytes = std::size_t{4} << 30;
     const Memory memory(bytes), sink(16);
@@ -486,7 +566,7 @@ int main(int argc, char** argv) {
     std::printf("memcpy: %.0f GB/s read and written\n", static_cast<double>(bytes) / c.median * 1e-3);
   }
   std::printf("%s, read bandwidth %.0f GB/s\n", device_info(0).name.c_str(), ceiling * 1e-9);
-  plain_floor<1, 4>();
+  if (!pages) plain_floor<1, 4>();
   constexpr RotationKind kHaar = RotationKind::Haar, kHadamard = RotationKind::Hadamard;
   const auto all_rows_back = [&] {
     for (const RotationKind r : {kHaar, kHadamard}) {
@@ -505,6 +585,34 @@ int main(int argc, char** argv) {
     rows_back("tq4", kHaar, 128, DType::F16, 131072, 8, false, false);
     rows_back("tq4", kHaar, 128, DType::BF16, 32768, 8, true, false);
   };
+  if (pages) {
+    constexpr RotationKind kOwn = RotationKind::None;
+    const std::vector<int> dims = argc > 3 ? std::vector<int>{std::atoi(argv[3])} : std::vector<int>{128, 64, 256};
+    for (const int dim : dims) {
+      for (const char* layout : {"turboquant-vllm", "padded"}) step("turboquant-vllm", kOwn, dim, 32, false, layout);
+      for (const char* codec : {"vllm:k8v4", "vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc"}) step(codec, kOwn, dim, 32, false, "vllm");
+    }
+    step("turboquant-vllm-k4v3", kOwn, 128, 32, false, "turboquant-vllm");
+    step("turboquant-vllm", kOwn, 128, 32, true, "turboquant-vllm");
+    step("vllm:4bit_nc", kOwn, 128, 32, false, "swapped");
+    for (const int dim : dims) {
+      for (const DType d : {DType::F16, DType::BF16})
+        planes("turboquant-vllm", kOwn, dim, d, 4194304 / dim, 8, Path::Tensor, d == DType::F16);
+    }
+    planes("turboquant-vllm-k3v4", kOwn, 128, DType::F16, 32768, 8, Path::Tensor, true);
+    planes("turboquant-vllm", kOwn, 128, DType::F32, 32768, 8, Path::Tensor, true);
+    planes("turboquant-vllm", kOwn, 128, DType::F16, 32768, 8, Path::Sequential, true);
+    for (const int dim : dims) {
+      const int ctx = 524288 / dim;
+      all_pages("tq4", kHaar, "native", dim, 8, ctx);
+      all_pages("tq4", kHadamard, "native", dim, 8, ctx);
+      for (const char* layout : {"turboquant-vllm", "padded"}) all_pages("turboquant-vllm", kOwn, layout, dim, 8, ctx);
+      for (const char* codec : {"vllm:k8v4", "vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc"}) all_pages(codec, kOwn, "vllm", dim, 8, ctx);
+    }
+    all_pages("vllm:4bit_nc", kOwn, "swapped", 128, 8, 4096);
+    std::fclose(raw);
+    return 0;
+  }
   if (back) {
     all_rows_back();
     std::fclose(raw);
@@ -514,7 +622,7 @@ int main(int argc, char** argv) {
   empty(1, 32, 0);
   empty(dim3(16, 1, 2), 256, 17472);
   for (const RotationKind r : {kHaar, kHadamard}) {
-    step("tq4", r, 128, 32, false, LayoutKind::Native, r == kHaar);
+    step("tq4", r, 128, 32, false, "native", r == kHaar);
     if (!quick) step("tq4", r, 128, 32, true);
   }
   if (!quick) {
@@ -523,9 +631,9 @@ int main(int argc, char** argv) {
       for (const RotationKind r : {kHaar, kHadamard}) step(codec, r, 128, 32, false);
     }
     for (const char* codec : {"vllm:k8v4", "vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc"}) {
-      for (const int dim : {64, 128, 256}) step(codec, RotationKind::None, dim, 32, false, LayoutKind::Vllm);
+      for (const int dim : {64, 128, 256}) step(codec, RotationKind::None, dim, 32, false, "vllm");
     }
-    step("turboquant-vllm", RotationKind::None, 128, 32, false, LayoutKind::TurboquantVllm);
+    step("turboquant-vllm", RotationKind::None, 128, 32, false, "turboquant-vllm");
     for (const int dim : {64, 256}) {
       for (const RotationKind r : {kHaar, kHadamard}) step("tq4", r, dim, 32, false);
     }

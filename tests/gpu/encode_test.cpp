@@ -181,9 +181,12 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"fp16", 128, DType::BF16, {}}, Case{"k8v4", 128, DType::F16, {}}, Case{"vllm:k8v4", 128, DType::F16, {}},
                     Case{"vllm:4bit_nc", 128, DType::F16, {}}, Case{"vllm:k3v4_nc", 64, DType::F16, {}},
                     Case{"vllm:3bit_nc", 256, DType::F16, {}}, Case{"turboquant-vllm", 128, DType::F16, {}},
-                    Case{"turboquant-vllm-k3v4", 96, DType::F16, {}}, Case{"tq4", 128, DType::F16, {true, false, false}},
-                    Case{"tq4", 128, DType::F16, {true, true, false}}, Case{"tq4-2d", 64, DType::BF16, {true, true, false}},
-                    Case{"tq4", 128, DType::F16, {false, false, true}}, Case{"tq3", 64, DType::F16, {true, true, true}}),
+                    Case{"turboquant-vllm-k3v4", 96, DType::F16, {}}, Case{"turboquant-vllm-k3v4", 128, DType::BF16, {}},
+                    Case{"turboquant-vllm", 64, DType::F16, {}}, Case{"turboquant-vllm", 64, DType::F32, {}},
+                    Case{"turboquant-vllm", 256, DType::F16, {}}, Case{"turboquant-vllm", 128, DType::BF16, {false, true, false}},
+                    Case{"tq4", 128, DType::F16, {true, false, false}}, Case{"tq4", 128, DType::F16, {true, true, false}},
+                    Case{"tq4-2d", 64, DType::BF16, {true, true, false}}, Case{"tq4", 128, DType::F16, {false, false, true}},
+                    Case{"tq3", 64, DType::F16, {true, true, true}}),
     case_name);
 
 /// Hadamard rotations of sizes that are no power of two, with and without signs: blocks as on the CPU.

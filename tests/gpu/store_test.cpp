@@ -122,7 +122,8 @@ TEST(Store, ManyTokensAreThoseOfAFew) {
   TQ4_REQUIRE_DEVICE();
   Random random(4);
   constexpr int kHeads = 2, kDim = 128, kBlockSize = 16;
-  for (const char* name : {"tq4", "k4v3", "k8v4", "hadamard k4v3", "hadamard k8v4", "vllm:4bit_nc"}) {
+  for (const char* name :
+       {"tq4", "k4v3", "k8v4", "hadamard k4v3", "hadamard k8v4", "vllm:4bit_nc", "turboquant-vllm", "turboquant-vllm-k3v2"}) {
     const std::string_view text = name;
     const bool hadamard = text.starts_with("hadamard ");
     CodecSpec spec = spec_from_name(hadamard ? text.substr(9) : text);
@@ -131,7 +132,8 @@ TEST(Store, ManyTokensAreThoseOfAFew) {
       if (spec.k.rotation != RotationKind::None) spec.k.rotation = RotationKind::HadamardSigned;
     }
     const DeviceCodec codec(spec, kDim, kHeads);
-    const PageLayout layout = make_layout(LayoutKind::Native, spec, kHeads, kDim, kBlockSize);
+    const LayoutKind kind = text.starts_with("turboquant") ? LayoutKind::TurboquantVllm : LayoutKind::Native;
+    const PageLayout layout = make_layout(kind, spec, kHeads, kDim, kBlockSize);
     const std::int64_t n = 64 * codec.device().sm_count / (2 * kHeads) + 37, blocks = (n + kBlockSize - 1) / kBlockSize;
     std::vector<std::int64_t> slots = shuffled_slots(n, n, random);
     slots[10] = -1;
@@ -187,9 +189,11 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"tq6", kNative, 32, 16, Case::Dense}, Case{"k2.5v4", kNative, 128, 16, Case::Dense},
                     Case{"vllm:4bit_nc", kNative, 128, 16, Case::Dense}, Case{"turboquant-vllm", kTqv, 128, 16, Case::Dense},
                     Case{"turboquant-vllm", kTqv, 128, 16, Case::Padded}, Case{"turboquant-vllm-k3v4", kTqv, 96, 16, Case::Dense},
-                    Case{"turboquant-vllm-k4v2", kTqv, 72, 32, Case::Padded}, Case{"vllm:k8v4", kVllm, 128, 16, Case::Dense},
-                    Case{"vllm:4bit_nc", kVllm, 128, 16, Case::Swapped}, Case{"vllm:k3v4_nc", kVllm, 64, 16, Case::Dense},
-                    Case{"vllm:3bit_nc", kVllm, 128, 32, Case::Dense}, Case{"vllm:3bit_nc", kVllm, 96, 16, Case::Swapped}),
+                    Case{"turboquant-vllm-k4v2", kTqv, 72, 32, Case::Padded}, Case{"turboquant-vllm-k3v4", kTqv, 128, 16, Case::Dense},
+                    Case{"turboquant-vllm-k4v2", kTqv, 64, 16, Case::Padded}, Case{"turboquant-vllm", kTqv, 256, 16, Case::Dense},
+                    Case{"vllm:k8v4", kVllm, 128, 16, Case::Dense}, Case{"vllm:4bit_nc", kVllm, 128, 16, Case::Swapped},
+                    Case{"vllm:k3v4_nc", kVllm, 64, 16, Case::Dense}, Case{"vllm:3bit_nc", kVllm, 128, 32, Case::Dense},
+                    Case{"vllm:3bit_nc", kVllm, 96, 16, Case::Swapped}),
     case_name);
 
 TEST(Store, StridesOfKAndVMayDiffer) {

@@ -117,8 +117,8 @@ __device__ __forceinline__ float sum_two(float first, float second, bool odd) {
   v += __shfl_xor_sync(~0u, odd ? first : second, 1);
   return v + __shfl_xor_sync(~0u, v, 2);
 }
-/// table_codes of two rows by four lanes: y(row, i). Each lane makes the scale of one of them.
-template <int N, class Y>
+/// table_codes of two rows by four lanes: y(row, i). Each lane makes the scale of one of them. Scaled: else codes alone.
+template <int N, bool Scaled = true, class Y>
 __device__ __forceinline__ void table_codes_two(LaneCodes<N> (&out)[2], const RowCodec& r, const CodeTable& table, const Y& y,
                                                 const float (&factor)[2], int t) {
   const bool odd = (t & 1) != 0;
@@ -135,6 +135,7 @@ __device__ __forceinline__ void table_codes_two(LaneCodes<N> (&out)[2], const Ro
     take_codes(out[k], work[k], r.bits);
     out[k].zero = 0.0f;
   }
+  if constexpr (!Scaled) return;
   const float scale = row_scale(r, norm, sum_two(work[0].dot, work[1].dot, odd), sum_two(work[0].centroids, work[1].centroids, odd),
                                 odd ? factor[1] : factor[0]);
   const float next = __shfl_xor_sync(~0u, scale, 1);

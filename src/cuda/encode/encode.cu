@@ -88,6 +88,11 @@ struct PlaneSink {
   }
 };
 
+/// The same, scales as turboquant-vllm has them.
+struct PeerPlaneSink : PlaneSink {
+  using PeerNorm = void;
+};
+
 }  // namespace
 
 void encode(const DeviceCodec& codec, Side side, const EncodeParams& p, Stream stream) {
@@ -118,21 +123,22 @@ void encode(const DeviceCodec& codec, Side side, const EncodeParams& p, Stream s
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   if (!p.sequential && reinterpret_cast<std::uintptr_t>(p.out.codes) % 16 == 0 &&
       rotate_serves(a.codec, p.x, p.x_dtype, p.n, p.heads, a.token_stride, a.head_stride)) {
-    RotateArgs<PlaneSink> r{};
-    r.side[0] = {a.codec, p.x, a.token_stride, a.head_stride, p.single_fp16_rotation ? 1 : a.codec.t.image_parts};
-    r.dtype = a.dtype;
-    r.n = p.n;
-    r.heads = p.heads;
-    r.by_head = a.codec.t.per_head;
-    number_rows(r, !a.codec.t.centre && a.head_stride == codec.head_dim() && a.token_stride == p.heads * a.head_stride);
-    r.side[0].token_stride = r.heads == 1 && p.heads > 1 ? a.head_stride : a.token_stride;
-    r.sink = {p.out, r.heads};
-    if (hadamard_serves(r, 1, codec.device())) {
-      launch_hadamard(kWhere, r, 1, codec.device(), cuda_stream);
-    } else {
+    const auto turn = [&]<class Sink>(RotateArgs<Sink> r) {
+      r.side[0] = {a.codec, p.x, a.token_stride, a.head_stride, p.single_fp16_rotation ? 1 : a.codec.t.image_parts};
+      r.dtype = a.dtype;
+      r.n = p.n;
+      r.heads = p.heads;
+      r.by_head = a.codec.t.per_head;
+      number_rows(r, !a.codec.t.centre && a.head_stride == codec.head_dim() && a.token_stride == p.heads * a.head_stride);
+      r.side[0].token_stride = r.heads == 1 && p.heads > 1 ? a.head_stride : a.token_stride;
+      r.sink.out = p.out;
+      r.sink.heads = r.heads;
+      if constexpr (!kPeerNorm<Sink>) {
+        if (hadamard_serves(r, 1, codec.device())) return launch_hadamard(kWhere, r, 1, codec.device(), cuda_stream);
+      }
       launch_rotate(kWhere, r, 1, codec.device(), cuda_stream);
-    }
-    return;
+    };
+    return a.codec.peer_norm ? turn(RotateArgs<PeerPlaneSink>{}) : turn(RotateArgs<PlaneSink>{});
   }
   if (p.n * p.heads >= 16 * 4 * codec.device().sm_count) {
     launch<16>(a, codec.device(), cuda_stream);

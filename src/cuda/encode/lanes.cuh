@@ -102,11 +102,11 @@ __device__ __forceinline__ float square_of(const Y& y) {
   return sum_lanes<Lanes>(square_part<N>(y));
 }
 
-/// y(i) * factor is coordinate i of this lane's N; all lanes of the warp.
-template <int N, int Lanes, class Y>
+/// y(i) * factor is coordinate i of this lane's N; all lanes of the warp. Scaled: else Mse codes alone.
+template <int N, int Lanes, bool Scaled = true, class Y>
 __device__ __forceinline__ LaneCodes<N> code_lanes(const RowCodec& r, const CodeCells& cells, const Y& y, float factor) {
   constexpr int kBatch = 4;
-  if (r.kind == static_cast<int>(CodeKind::Fp8)) return fp8_lanes<N>(y, factor);
+  if (Scaled && r.kind == static_cast<int>(CodeKind::Fp8)) return fp8_lanes<N>(y, factor);
   LaneCodes<N> out;
   out.zero = 0.0f;
   const RowNorm norm = row_norm(square_of<N, Lanes>(y), factor);
@@ -134,9 +134,11 @@ __device__ __forceinline__ LaneCodes<N> code_lanes(const RowCodec& r, const Code
     }
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
-      const float centroid = __shfl_sync(~0u, cells.centroid, static_cast<int>(code[k]));
-      yc[k & 1] = __fmaf_rn(y(kBatch * b + k), centroid, yc[k & 1]);
-      cc[k & 1] = __fmaf_rn(centroid, centroid, cc[k & 1]);
+      if constexpr (Scaled) {
+        const float centroid = __shfl_sync(~0u, cells.centroid, static_cast<int>(code[k]));
+        yc[k & 1] = __fmaf_rn(y(kBatch * b + k), centroid, yc[k & 1]);
+        cc[k & 1] = __fmaf_rn(centroid, centroid, cc[k & 1]);
+      }
       word = __funnelshift_r(word, code[k], static_cast<unsigned>(r.bits));
     }
     if ((b + 1) * kBatch % 8 == 0) {
@@ -144,7 +146,7 @@ __device__ __forceinline__ LaneCodes<N> code_lanes(const RowCodec& r, const Code
       out.high[(b * kBatch) / 8] = 0;
     }
   }
-  out.scale = row_scale(r, norm, sum_lanes<Lanes>(yc[0] + yc[1]), sum_lanes<Lanes>(cc[0] + cc[1]), factor);
+  if constexpr (Scaled) out.scale = row_scale(r, norm, sum_lanes<Lanes>(yc[0] + yc[1]), sum_lanes<Lanes>(cc[0] + cc[1]), factor);
   return out;
 }
 

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_con
   const RowCodec& codec = side.codec;
   const SideTables& tables = side.codec.t;
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, g = lane >> 2, t = lane & 3;
-  if (tables.identity) {
+  if (!kPeerNorm<Sink> && tables.identity) {
     wait_for_previous_kernels();
     launch_dependents();
     unrotated_rows<D, kTileThreads>(a, side, key, blockIdx.x, gridDim.x);
@@ -92,6 +92,12 @@ __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_con
   for (; tile < tiles; tile += step) {
     TileRows<D> x;
     load_split_rows<D>(x, side, static_cast<DType>(a.dtype), at, next, t);
+    [[maybe_unused]] float norm[2];
+    if constexpr (kPeerNorm<Sink>) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        norm[r] = norm_in_memory<D>(side.x, static_cast<DType>(a.dtype), at[r], centre_of(tables, D, next[r].head), t);
+    }
     float y[D / 2];
     products_begin();
     add_product<D>(y, x.hi, image, true);
@@ -107,7 +113,10 @@ __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_con
     if (tile + step < tiles) locate(tile + step);
     const auto sum = [&](int r, int i) { return y[4 * (i / 2) + 2 * r + i % 2]; };
     LaneCodes<D / 4> codes[2];
-    if (codec.kind == static_cast<int>(CodeKind::Fp8)) {
+    if constexpr (kPeerNorm<Sink>) {
+      table_codes_two<D / 4, false>(codes, codec, table, sum, x.factor, t);
+      codes[0].scale = round_scale(codec, norm[0]), codes[1].scale = round_scale(codec, norm[1]);
+    } else if (codec.kind == static_cast<int>(CodeKind::Fp8)) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) codes[r] = fp8_lanes<D / 4>([&](int i) { return sum(r, i); }, x.factor[r]);
     } else {
@@ -187,9 +196,16 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
   load_eight(v, side.x, static_cast<DType>(a.dtype),
              place.token < 0 ? -1 : place.token * side.token_stride + place.head * side.head_stride + 8 * chunk,
              centre ? centre + 8 * chunk : nullptr);
-  if (tables.identity) {
+  if (!kPeerNorm<Sink> && tables.identity) {
     a.sink.template put<8>(side.codec, key, a.sink.slot(fetched), place.head, 8 * chunk, unrotated_codes<kRowLanes>(side.codec, v));
     return;
+  }
+  if constexpr (kPeerNorm<Sink>) {
+    auto* squares = reinterpret_cast<float4*>(y + row * kSumPitch + 8 * chunk);
+#pragma unroll
+    for (int k = 0; k < 8; k += 4)
+      squares[k / 4] =
+          make_float4(__fmul_rn(v[k], v[k]), __fmul_rn(v[k + 1], v[k + 1]), __fmul_rn(v[k + 2], v[k + 2]), __fmul_rn(v[k + 3], v[k + 3]));
   }
   float2 power = make_float2(1.0f, 1.0f);
   if (!plain) {
@@ -215,6 +231,11 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
     if (D > 128) load_matrix_rows<D>(second, image + D * D, warp, g, t);
     multiply_rows<D>(more, hi, second, g, t);
   }
+  [[maybe_unused]] float norm = 0.0f;
+  if constexpr (kPeerNorm<Sink>) {
+    norm = norm_of_squares<D>(y + row * kSumPitch, chunk);
+    __syncthreads();
+  }
   const auto sum = [&](int j, int i) { return (sums[0][j][i] + sums[1][j][i]) + (more[0][j][i] + more[1][j][i]); };
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -230,8 +251,9 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
   const float4 low = from[0], high = from[1];
   mine[0] = low.x, mine[1] = low.y, mine[2] = low.z, mine[3] = low.w;
   mine[4] = high.x, mine[5] = high.y, mine[6] = high.z, mine[7] = high.w;
-  const auto codes = code_lanes<8, kRowLanes>(
+  auto codes = code_lanes<8, kRowLanes, !kPeerNorm<Sink>>(
       side.codec, cells, [&](int i) { return mine[i]; }, factors[row]);
+  if constexpr (kPeerNorm<Sink>) codes.scale = round_scale(side.codec, norm);
   a.sink.template put<8>(side.codec, key, a.sink.slot(fetched), place.head, 8 * chunk, codes);
 }
 
@@ -241,7 +263,7 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
 template <int D, class Sink>
 bool launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
   bool plain = true, f16 = true;
-  int parts = 1;
+  int parts = kPeerNorm<Sink> ? 2 : 1;
   for (int s = 0; s < sides; ++s) {
     plain = plain && is_plain(a, a.side[s]);
     f16 = f16 && (a.side[s].codec.t.identity || plain_rows(a.side[s].codec, static_cast<DType>(a.dtype)));
@@ -257,7 +279,9 @@ bool launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const 
     allow_shared(kernel, shared, device.shared_bytes_per_block, what);
     launch_kernel_early_if(device.compute_major >= 9, what, {grid, static_cast<unsigned>(threads), shared, stream}, kernel, a);
   };
-  if (!f16) {
+  if constexpr (kPeerNorm<Sink>) {  // fewer kernels: their matrix is dense
+    f16 ? launch(rotate_row_tiles<D, false, 2, Sink>) : launch(rotate_tiles<D, 2, Sink>);
+  } else if (!f16) {
     parts > 1 ? launch(rotate_tiles<D, 2, Sink>) : launch(rotate_tiles<D, 1, Sink>);
   } else if (parts > 1) {
     plain ? launch(rotate_row_tiles<D, true, 2, Sink>) : launch(rotate_row_tiles<D, false, 2, Sink>);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/encode/code_table.cuh"
+#include "cuda/encode/peer_norm.cuh"
 #include "cuda/encode/unrotated.cuh"
 #include "cuda/launch.cuh"
 

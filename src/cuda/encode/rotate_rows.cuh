@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
   const SideTables& tables = side.codec.t;
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, g = lane >> 2, t = lane & 3;
   const int group = __shfl_sync(~0u, thread / 128, 0), member = thread % 128;
-  if (!kPlain && tables.identity) {
+  if (!kPlain && !kPeerNorm<Sink> && tables.identity) {
     wait_for_previous_kernels();
     launch_dependents();
     unrotated_rows<D, kRowTileThreads>(a, side, key, blockIdx.x, gridDim.x);
@@ -67,10 +67,14 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
     copy_async_wait<0>();
     fence_bulk_copies();
     named_barrier_sync(1 + group, 128);
+    constexpr bool kHeldRows = D != 128;  // products that run hold x in registers, else there is time for the norms beside them
+    [[maybe_unused]] float norm[2];
+    if constexpr (kPeerNorm<Sink> && kHeldRows) norms_of_tile<D>(norm, mine, member / 32 * 16, g, t);
     float y[D / 2];
     products_begin();
     add_product<D>(y, mine, image, true);
     if constexpr (Parts > 1) add_product<D>(y, mine, image + image_part_bytes(D), false);
+    if constexpr (kPeerNorm<Sink> && !kHeldRows) norms_of_tile<D>(norm, mine, member / 32 * 16, g, t);
     products_end();
     named_barrier_sync(1 + group, 128);
     if (tile + step < tiles) fetch(tile + step);  // what comes next arrives while this tile is coded
@@ -85,7 +89,10 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
     const auto sum = [&](int r, int i) { return y[4 * (i / 2) + 2 * r + i % 2]; };
     const float factor[2] = {tables.image_scale, tables.image_scale};
     LaneCodes<D / 4> codes[2];
-    if (codec.kind == static_cast<int>(CodeKind::Fp8)) {
+    if constexpr (kPeerNorm<Sink>) {
+      table_codes_two<D / 4, false>(codes, codec, table, sum, factor, t);
+      codes[0].scale = round_scale(codec, norm[0]), codes[1].scale = round_scale(codec, norm[1]);
+    } else if (codec.kind == static_cast<int>(CodeKind::Fp8)) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) codes[r] = fp8_lanes<D / 4>([&](int i) { return sum(r, i); }, factor[r]);
     } else {

@@ -38,7 +38,7 @@ int table_bytes(const RowCodec& r) {
 bool rotate_serves(const RowCodec& r, const void* x, DType dtype, std::int64_t n, int heads, std::int64_t token_stride,
                    std::int64_t head_stride) {
   const bool fp8 = r.kind == static_cast<int>(CodeKind::Fp8) && r.fp8 == static_cast<int>(Fp8Kind::E4M3);
-  const bool mse = r.kind == static_cast<int>(CodeKind::Mse) && r.t.cells && !r.t.pair_points && r.scale_f16 && !r.peer_norm;
+  const bool mse = r.kind == static_cast<int>(CodeKind::Mse) && r.t.cells && !r.t.pair_points && (r.scale_f16 || r.peer_norm);
   const bool uniform = r.kind == static_cast<int>(CodeKind::Uniform) && (r.bits <= 4 || r.bits == 8);
   const bool rotated = (mse || fp8) && r.t.forward_image, unrotated = (uniform || fp8) && r.t.identity && !r.t.centre && has_image(r.dim);
   if (!(rotated || unrotated) || r.t.rope_mu || n > (std::int64_t{1} << 31) / heads - 64 * heads) return false;

@@ -78,6 +78,29 @@ struct PageSink {
   }
 };
 
+/// Pages of turboquant-vllm, of its codecs: every code a nibble, the even coordinate's the high one, and its norms. 4-byte aligned (cache_view).
+struct PeerPageSink : PageSink {
+  using PeerNorm = void;
+  template <int N>
+  __device__ __forceinline__ void put(const RowCodec&, bool key, const Slot& slot, int head, int first, const LaneCodes<N>& codes) const {
+    if (slot.page < 0) return;
+    const PartView& part = key ? cache.k : cache.v;
+    std::uint8_t* row = cache.data + slot.page * cache.block_stride + slot.offset * cache.token_stride;
+    auto* to = reinterpret_cast<unsigned*>(row + part.codes + head * part.codes_head + first / 2);
+    unsigned w[N / 8];
+#pragma unroll
+    for (int g = 0; g < N / 8; ++g) w[g] = (codes.low[g] >> 4 & 0x0f0f0f0fu) | (codes.low[g] & 0x0f0f0f0fu) << 4;
+    if (N > 8 && reinterpret_cast<std::uintptr_t>(to) % (N / 2) == 0) {
+      if constexpr (N == 32) *reinterpret_cast<uint4*>(to) = make_uint4(w[0], w[1], w[2], w[3]);
+      if constexpr (N == 16) *reinterpret_cast<uint2*>(to) = make_uint2(w[0], w[1]);
+    } else {
+#pragma unroll
+      for (int g = 0; g < N / 8; ++g) to[g] = w[g];
+    }
+    if (first == 0) *reinterpret_cast<float*>(row + part.scale + head * part.scale_head) = codes.scale;
+  }
+};
+
 template <int R>
 __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__ StoreArgs a) {
   TQ4_DYNAMIC_SHARED(float, memory);  // as in encode.cu
@@ -168,22 +191,27 @@ void store(const DeviceCodec& codec, const StoreParams& p, Stream stream) {
   const auto served = [&](const StoreSide& side) {
     return rotate_serves(side.codec, side.x, p.dtype, p.n, static_cast<int>(heads), side.token_stride, side.head_stride);
   };
-  if (!p.sequential && !a.nibbles_high && served(a.k) && served(a.v) && a.k.codec.t.per_head == a.v.codec.t.per_head) {
-    RotateArgs<PageSink> r{};
+  const auto turn = [&]<class Sink>(RotateArgs<Sink> r) {
     r.side[0] = {a.k.codec, p.k, a.k.token_stride, a.k.head_stride, a.k.codec.t.image_parts};
     r.side[1] = {a.v.codec, p.v, a.v.token_stride, a.v.head_stride, a.v.codec.t.image_parts};
-    r.sink = {a.cache, p.slot_mapping};
+    r.sink.cache = a.cache;
+    r.sink.slot_mapping = p.slot_mapping;
     r.dtype = a.dtype;
     r.n = p.n;
     r.heads = static_cast<int>(heads);
     r.by_head = a.k.codec.t.per_head;
     number_rows(r, false);
-    if (hadamard_serves(r, 2, codec.device())) {
-      launch_hadamard(kWhere, r, 2, codec.device(), cuda_stream);
-    } else {
-      launch_rotate(kWhere, r, 2, codec.device(), cuda_stream);
+    if constexpr (kPeerNorm<Sink>) {
+      r.side[0].codec.bits = r.side[1].codec.bits = 4;  // as the page has them
+    } else if (hadamard_serves(r, 2, codec.device())) {
+      return launch_hadamard(kWhere, r, 2, codec.device(), cuda_stream);
     }
-    return;
+    launch_rotate(kWhere, r, 2, codec.device(), cuda_stream);
+  };
+  if (!p.sequential && served(a.k) && served(a.v) && a.k.codec.t.per_head == a.v.codec.t.per_head) {
+    const int peers = a.k.codec.peer_norm + a.v.codec.peer_norm;
+    if (peers == 0 && !a.nibbles_high) return turn(RotateArgs<PageSink>{});
+    if (peers == 2 && a.nibbles_high) return turn(RotateArgs<PeerPageSink>{});
   }
   if (2 * p.n * heads >= 16 * 4 * codec.device().sm_count) {
     launch<16>(a, codec.device(), cuda_stream);
