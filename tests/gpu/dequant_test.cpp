@@ -222,23 +222,44 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
     LayoutKind kind;
     int dim;
     bool calibrated;
+    enum Variant { Dense, Padded, Swapped } variant = Dense;
+    int longest = 100;
   };
-  for (const Case& c :
-       {Case{"tq4", LayoutKind::Native, 128, false}, Case{"k4v3", LayoutKind::Native, 64, true}, Case{"tq4", LayoutKind::Native, 96, false},
-        Case{"fp16", LayoutKind::Native, 64, false}, Case{"turboquant-vllm", LayoutKind::TurboquantVllm, 128, false},
-        Case{"vllm:3bit_nc", LayoutKind::Vllm, 128, false}, Case{"vllm:k8v4", LayoutKind::Vllm, 64, false},
-        Case{"k4v3", LayoutKind::Native, 256, true}, Case{"turboquant-vllm", LayoutKind::TurboquantVllm, 256, false}}) {
+  constexpr LayoutKind kTqv = LayoutKind::TurboquantVllm, kVllm = LayoutKind::Vllm;
+  for (const Case& c : {Case{"tq4", LayoutKind::Native, 128, false},
+                        Case{"k4v3", LayoutKind::Native, 64, true},
+                        Case{"tq4", LayoutKind::Native, 96, false},
+                        Case{"fp16", LayoutKind::Native, 64, false},
+                        Case{"turboquant-vllm", LayoutKind::TurboquantVllm, 128, false},
+                        Case{"vllm:3bit_nc", LayoutKind::Vllm, 128, false},
+                        Case{"vllm:k8v4", LayoutKind::Vllm, 64, false},
+                        Case{"k4v3", LayoutKind::Native, 256, true},
+                        Case{"turboquant-vllm", LayoutKind::TurboquantVllm, 256, false},
+                        Case{"k8v4", LayoutKind::Native, 128, false},
+                        Case{"tq3", LayoutKind::Native, 64, false},
+                        Case{"vllm:3bit_nc", LayoutKind::Native, 128, false},
+                        Case{"turboquant-vllm-k3v2", kTqv, 64, false, Case::Padded},
+                        Case{"turboquant-vllm", kTqv, 128, false, Case::Padded},
+                        Case{"vllm:4bit_nc", kVllm, 128, false, Case::Swapped},
+                        Case{"vllm:4bit_nc", kVllm, 64, false},
+                        Case{"vllm:k3v4_nc", kVllm, 64, false},
+                        Case{"vllm:3bit_nc", kVllm, 256, false},
+                        Case{"vllm:k8v4", kVllm, 256, false, Case::Swapped},
+                        Case{"vllm:k3v4_nc", kVllm, 128, false, Case::Dense, 1500},
+                        Case{"vllm:k8v4", kVllm, 128, false, Case::Dense, 1500},
+                        Case{"k4v3", LayoutKind::Native, 128, false, Case::Dense, 1500}}) {
     SCOPED_TRACE(std::string(c.spec) + " d" + std::to_string(c.dim));
     DecodeCase d;
     d.spec = c.spec;
     d.kind = c.kind;
     d.dim = c.dim;
-    d.lengths = {0, 5, 100, 33};
+    d.lengths = {0, 5, c.longest, 33};
+    d.padded = c.variant == Case::Padded, d.swapped = c.variant == Case::Swapped;
     d.calibration = {c.calibrated, c.calibrated, false};
     DecodeProblem problem(d, 6);
     const auto& params = problem.params();
-    constexpr std::int64_t kMax = 128;
-    const std::size_t count = d.lengths.size() * static_cast<std::size_t>(d.kv_heads) * kMax * static_cast<std::size_t>(c.dim);
+    const std::int64_t max = c.longest + 28;
+    const std::size_t count = d.lengths.size() * static_cast<std::size_t>(d.kv_heads * max * c.dim);
     const Device<std::uint8_t> k(count * 4), v(count * 4);
     struct Way {
       bool rotated, sequential;
@@ -256,7 +277,7 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
       p.block_table_stride = params.block_table_stride;
       p.seq_lens = params.seq_lens;
       p.num_seqs = params.num_seqs;
-      p.max_seq_len = kMax;
+      p.max_seq_len = max;
       p.k_out = k.get();
       p.v_out = v.get();
       p.out_dtype = dtype;
@@ -272,7 +293,7 @@ TEST(DequantPages, GivesTheTokensOfABatch) {
         for (std::size_t side = 0; side < 2; ++side) {
           for (std::size_t h = 0; h < static_cast<std::size_t>(d.kv_heads); ++h) {
             const std::size_t n = static_cast<std::size_t>(d.lengths[s]) * static_cast<std::size_t>(c.dim);
-            const float* from = got[side].data() + (s * static_cast<std::size_t>(d.kv_heads) + h) * kMax * static_cast<std::size_t>(c.dim);
+            const float* from = got[side].data() + (s * static_cast<std::size_t>(d.kv_heads) + h) * static_cast<std::size_t>(max * c.dim);
             const float* expected = want[side].data() + h * n;
             if (rotated || sequential) {
               EXPECT_TRUE(std::equal(from, from + n, expected)) << "sequence " << s << " side " << side << " head " << h;

@@ -4,9 +4,8 @@
 
 #include "cuda/dequant/dequant.cuh"
 #include "cuda/dequant/hadamard.cuh"
-#include "cuda/dequant/tiles.cuh"
+#include "cuda/dequant/page_rows.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/prefill_attention/tile_order.cuh"
 
 namespace tq4::gpu {
 namespace {
@@ -72,54 +71,6 @@ __global__ void __launch_bounds__(kDequantThreads) pages_kernel(const __grid_con
              [&](int r) { return token0 + r < length ? (first + token0 + r) * dim : static_cast<std::int64_t>(-1); });
 }
 
-/// Rows of one sequence and kv head (blockIdx.y) and side (blockIdx.z) for inverse_tiles.
-struct PageRows {
-  InverseSide sides[2];
-  CacheView cache;
-  int dtype;
-  const std::int32_t* block_table;
-  std::int64_t block_table_stride;
-  const std::int32_t* seq_lens;
-  std::int64_t max_seq_len;
-  void* to[2];
-  int tiled;  ///< rows go to tiles (inverse_tiles only)
-  unsigned zero = 0;
-  __device__ __forceinline__ const InverseSide& side() const { return sides[blockIdx.z]; }
-  __device__ __forceinline__ void* out() const { return to[blockIdx.z]; }
-  __device__ __forceinline__ int sequence() const { return static_cast<int>(blockIdx.y) / cache.num_kv_heads; }
-  __device__ __forceinline__ int image_head() const { return static_cast<int>(blockIdx.y) % cache.num_kv_heads; }
-  __device__ __forceinline__ unsigned count() const {
-    return static_cast<unsigned>(max(std::int64_t{0}, min(static_cast<std::int64_t>(seq_lens[sequence()]), max_seq_len)));
-  }
-  __device__ __forceinline__ InverseRow row(unsigned i) const {
-    const unsigned block = cache.block_shift >= 0 ? i >> cache.block_shift : i / static_cast<unsigned>(cache.block_size);
-    const int head = image_head();
-    const TokenRef ref = token_ref(cache, __ldg(block_table + sequence() * block_table_stride + block),
-                                   static_cast<int>(i - block * static_cast<unsigned>(cache.block_size)), head);
-    const PartView& part = blockIdx.z == 0 ? cache.k : cache.v;
-    return {ref.base, ref.t, head, load_scale(part, scale_ptr(cache, part, ref, head)),
-            static_cast<std::int64_t>(blockIdx.y) * max_seq_len * cache.head_dim +
-                (tiled ? tile_row(i, cache.head_dim) : static_cast<std::int64_t>(i) * cache.head_dim)};
-  }
-  __device__ __forceinline__ std::int64_t chunk(std::int64_t out, int c) const { return tiled ? tile_chunk(out, c) : out + 8 * c; }
-  template <int G>
-  __device__ __forceinline__ void fetch(unsigned (&raw)[G], const InverseRow& row, int t) const {
-    const bool key = blockIdx.z == 0;
-    const int bits = side().row_bits, row_bytes = side().codec.code_bytes;
-    const TokenRef ref{const_cast<std::uint8_t*>(row.codes), nullptr, row.token};
-#pragma unroll
-    for (int g = 0; g < G; ++g) {  // 8 codes lie in one place: pieces of native tiles hold D / 8
-      raw[g] = static_cast<unsigned>(
-          get_bytes(code_byte(cache, key ? cache.k : cache.v, key, row_bytes, ref, row.head, (G * t + g) * bits), bits));
-    }
-  }
-  template <int G>
-  __device__ __forceinline__ void spread(unsigned (&w)[G], const unsigned (&raw)[G]) const {
-#pragma unroll
-    for (int g = 0; g < G; ++g) w[g] = raw[g];
-  }
-};
-
 /// tiled: false where that is not served.
 bool pages(const DeviceCodec& codec, const DequantPagesParams& p, bool tiled, Stream stream) {
   constexpr const char* kWhere = "dequant_pages";
@@ -143,28 +94,35 @@ bool pages(const DeviceCodec& codec, const DequantPagesParams& p, bool tiled, St
   a.max_seq_len = p.max_seq_len;
   a.k_out = p.k_out;
   a.v_out = p.v_out;
-  if (!p.rotated && !p.sequential && inverse_serves(a.k, p.k_out, p.out_dtype, codec.device()) &&
-      inverse_serves(a.v, p.v_out, p.out_dtype, codec.device()) && p.max_seq_len < (std::int64_t{1} << 31)) {
+  const auto direct = [&](const RowCodec& r, const void* out) { return !tiled && direct_serves(r, p.rotated, out); };
+  const auto turned = [&](const RowCodec& r, const void* out) { return !p.rotated && inverse_serves(r, out, p.out_dtype, codec.device()); };
+  const bool k_direct = direct(a.k, p.k_out), v_direct = direct(a.v, p.v_out);
+  if (!p.sequential && p.max_seq_len < (std::int64_t{1} << 31) && (k_direct || turned(a.k, p.k_out)) &&
+      (v_direct || turned(a.v, p.v_out))) {
     PageRows rows{};
-    for (const RowCodec* codec_of : {&a.k, &a.v}) {
-      rows.sides[codec_of == &a.v] = {*codec_of, a.nibbles_high ? 4 : codec_of->bits, a.nibbles_high,
-                                      inverse_parts(*codec_of, p.out_dtype)};
-    }
+    const auto side_of = [&](const RowCodec& r, const PartView& part, bool key, bool unturned, void* out) {
+      return page_side(a.cache, part, key, {r, a.nibbles_high ? 4 : r.bits, a.nibbles_high, unturned ? 1 : inverse_parts(r, p.out_dtype)},
+                       unturned, out);
+    };
+    rows.sides[0] = side_of(a.k, a.cache.k, true, k_direct, p.k_out);
+    rows.sides[1] = side_of(a.v, a.cache.v, false, v_direct, p.v_out);
     rows.cache = a.cache;
     rows.dtype = a.dtype;
     rows.block_table = p.block_table;
     rows.block_table_stride = p.block_table_stride;
     rows.seq_lens = p.seq_lens;
     rows.max_seq_len = p.max_seq_len;
-    rows.to[0] = p.k_out;
-    rows.to[1] = p.v_out;
-    const auto lines = static_cast<unsigned>(p.num_seqs * codec.num_kv_heads());
     rows.tiled = tiled;
-    if (!tiled && hadamard_back_serves(a.k, p.out_dtype) && hadamard_back_serves(a.v, p.out_dtype)) {
-      launch_hadamard_back(kWhere, rows, p.max_seq_len, lines, 2, a.k.dim, codec.device(), static_cast<cudaStream_t>(stream));
+    const auto lines = static_cast<unsigned>(p.num_seqs * codec.num_kv_heads());
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    const auto back = [&](const RowCodec& r, bool unturned) { return unturned || hadamard_back_serves(r, p.out_dtype); };
+    if (k_direct && v_direct) {
+      launch_direct(kWhere, rows, p.max_seq_len, lines, a.k.dim, codec.device(), cuda_stream);
+    } else if (!tiled && back(a.k, k_direct) && back(a.v, v_direct)) {
+      launch_hadamard_back(kWhere, rows, p.max_seq_len, lines, 2, a.k.dim, codec.device(), cuda_stream);
     } else {
-      launch_inverse(kWhere, rows, p.max_seq_len, lines, 2, a.k.dim, std::max(rows.sides[0].parts, rows.sides[1].parts), codec.device(),
-                     static_cast<cudaStream_t>(stream));
+      launch_inverse(kWhere, rows, p.max_seq_len, lines, 2, a.k.dim, std::max(rows.sides[0].inverse.parts, rows.sides[1].inverse.parts),
+                     codec.device(), cuda_stream);
     }
     return true;
   }

@@ -19,6 +19,14 @@ __global__ void __launch_bounds__(kBackThreads, kBackBlocks<D>) hadamard_back(co
   const InverseSide& side = a.side();
   const SideTables& tables = side.codec.t;
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, g = lane >> 2, t = lane & 3;
+  if constexpr (requires { a.direct(); }) {
+    if (a.direct()) {
+      wait_for_previous_kernels();
+      launch_dependents();
+      a.template direct_rows<D, kBackThreads>();
+      return;
+    }
+  }
   const HadamardFragments fragments = hadamard_fragments(false, lane);
   const float table = __ldg(tables.cells + 64 + lane);
   const bool has_signs = tables.hadamard_signs != nullptr, squared = side.codec.norm_correction != 0;
@@ -33,7 +41,7 @@ __global__ void __launch_bounds__(kBackThreads, kBackBlocks<D>) hadamard_back(co
 
   const unsigned rows = a.count(), step = gridDim.x * (kBackThreads / 32) * kBackRows;
   unsigned first = (static_cast<unsigned>(thread) / 32 * gridDim.x + blockIdx.x) * kBackRows;
-  unsigned raw[kChunks];
+  unsigned raw[raw_words<Rows, kChunks>()];
   InverseRow next{};
   const auto fetch = [&] {
     next = a.row(min(first + static_cast<unsigned>(g), rows - 1));
@@ -42,7 +50,7 @@ __global__ void __launch_bounds__(kBackThreads, kBackBlocks<D>) hadamard_back(co
   if (first < rows) fetch();
   while (first < rows) {
     unsigned w[kChunks];
-    a.spread(w, raw);
+    spread_row(a, w, raw, next);
     if (side.nibbles_high) {
 #pragma unroll
       for (unsigned& v : w) v = (v >> 4 & 0x0f0f0f0fu) | (v & 0x0f0f0f0fu) << 4;
@@ -62,7 +70,7 @@ __global__ void __launch_bounds__(kBackThreads, kBackBlocks<D>) hadamard_back(co
       }
       add_chunk<D, false>(x, c, pairs, fragments);
     }
-    float factor = next.scale * tables.image_scale;
+    float factor = scale_of(a, next) * tables.image_scale;
     if (squared) {
       squares += __shfl_xor_sync(~0u, squares, 1);
       squares += __shfl_xor_sync(~0u, squares, 2);

@@ -127,7 +127,8 @@ struct InverseSide {
 /// A row of the caller's. `Rows` has side(), out(), dtype, zero (= 0, see plain_fragments), count() (rows of the block's share of the grid),
 /// image_head(), row(i), fetch(raw, row, t) and spread(w, raw): the lane's groups of codes as fetch_groups and spread_groups give them.
 /// Rows of its own order have chunk(out, c) as well: where coordinates 8 c .. 8 c + 7 of the row at `out` go. begin(), where it is: by every thread,
-/// first of all.
+/// first of all. Rows that keep what they read as it lies there have kRawWords<G> (words that G groups take), spread(w, raw, row) and scale(row).
+/// Where sides may need no matrix, direct() says so and direct_rows<D, Threads>() does them.
 struct InverseRow {
   const std::uint8_t* codes;  ///< the row's, or the tile's it is in
   int token;                  ///< in the tile
@@ -136,6 +137,30 @@ struct InverseRow {
   std::int64_t out;  ///< the first element's place
 };
 
+template <class Rows, int G>
+constexpr int raw_words() {
+  if constexpr (requires { Rows::template kRawWords<G>; }) {
+    return Rows::template kRawWords<G>;
+  } else {
+    return G;
+  }
+}
+template <class Rows, int G, int Raw>
+__device__ __forceinline__ void spread_row(const Rows& a, unsigned (&w)[G], const unsigned (&raw)[Raw], const InverseRow& row) {
+  if constexpr (requires { a.spread(w, raw, row); }) {
+    a.spread(w, raw, row);
+  } else {
+    a.spread(w, raw);
+  }
+}
+template <class Rows>
+__device__ __forceinline__ float scale_of(const Rows& a, const InverseRow& row) {
+  if constexpr (requires { a.scale(row); }) {
+    return a.scale(row);
+  } else {
+    return row.scale;
+  }
+}
 /// Parts, and a tile that is the same in all lanes: as in rotate_tiles (encode/rotate.cuh).
 template <int D, bool Fine, int Parts, class Rows>
 __global__ void __launch_bounds__(kInverseThreads<D>, 1) inverse_tiles(const __grid_constant__ Rows a) {
@@ -144,6 +169,14 @@ __global__ void __launch_bounds__(kInverseThreads<D>, 1) inverse_tiles(const __g
   const InverseSide& side = a.side();
   const SideTables& tables = side.codec.t;
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, g = lane >> 2, t = lane & 3;
+  if constexpr (requires { a.direct(); }) {
+    if (a.direct()) {
+      wait_for_previous_kernels();
+      launch_dependents();
+      a.template direct_rows<D, kInverseThreads<D>>();
+      return;
+    }
+  }
   const std::uint32_t image = image_address(memory), pairs_at = image + Parts * image_part_bytes(D);
   const auto* matrix =
       tables.inverse_image + (tables.per_head ? static_cast<std::int64_t>(a.image_head()) * tables.image_parts * D * D : 0);
@@ -163,7 +196,7 @@ __global__ void __launch_bounds__(kInverseThreads<D>, 1) inverse_tiles(const __g
   unsigned first = (static_cast<unsigned>(__shfl_sync(~0u, thread / 128, 0)) * gridDim.x + blockIdx.x) * kInverseRows;
   const unsigned mine = static_cast<unsigned>(thread) % 128 / 32 * 16 + static_cast<unsigned>(g);
 
-  unsigned raw[2][D / 32];
+  unsigned raw[2][raw_words<Rows, D / 32>()];
   InverseRow next[2];
   const auto fetch = [&](unsigned begin) {
 #pragma unroll
@@ -183,7 +216,7 @@ __global__ void __launch_bounds__(kInverseThreads<D>, 1) inverse_tiles(const __g
       row[r] = next[r];
 #pragma unroll
       for (unsigned& v : raw[r]) v ^= a.zero;
-      a.spread(w[r], raw[r]);
+      spread_row(a, w[r], raw[r], row[r]);
       if constexpr (Fine) {
 #pragma unroll
         for (unsigned& v : w[r]) {
@@ -201,7 +234,7 @@ __global__ void __launch_bounds__(kInverseThreads<D>, 1) inverse_tiles(const __g
         pair_fragments<D>(hi, r, w[r], pairs);
         if (side.codec.norm_correction) squares = squares_of<D>(hi, r);
       }
-      factor[r] = row[r].scale * tables.image_scale;
+      factor[r] = scale_of(a, row[r]) * tables.image_scale;
       if (side.codec.norm_correction) factor[r] *= __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(of_four_lanes(squares), 1e-16f)));
     }
 #pragma unroll
