@@ -72,8 +72,9 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
     if constexpr (kPeerNorm<Sink> && kHeldRows) norms_of_tile<D>(norm, mine, member / 32 * 16, g, t);
     float y[D / 2];
     products_begin();
-    add_product<D>(y, mine, image, true);
-    if constexpr (Parts > 1) add_product<D>(y, mine, image + image_part_bytes(D), false);
+    RowFragments<D> held;
+    add_product<D>(y, mine, image, true, held);
+    if constexpr (Parts > 1) add_product<D>(y, mine, image + image_part_bytes(D), false, held);
     if constexpr (kPeerNorm<Sink> && !kHeldRows) norms_of_tile<D>(norm, mine, member / 32 * 16, g, t);
     products_end();
     named_barrier_sync(1 + group, 128);

@@ -1,9 +1,10 @@
 // store: K and V of new tokens encoded and scattered to pages by slot_mapping, one launch. Kernels are those of encode, with one side more in
-// the grid; only the place of the bytes differs (views.cuh).
+// the grid; only the place of the bytes differs (views.cuh, sinks.cuh).
 #include "cuda/encode/hadamard.cuh"
 #include "cuda/encode/rotate.cuh"
 #include "cuda/encode/row.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/store/sinks.cuh"
 #include "cuda/transform.cuh"
 
 namespace tq4::gpu {
@@ -23,82 +24,6 @@ struct StoreArgs {
   std::int64_t n;
   const std::int64_t* slot_mapping;
   const std::int64_t* positions;
-};
-
-/// The page and the token's place in it; slots outside of the cache are skipped.
-struct SlotPlace {
-  std::int64_t page = -1;
-  int offset = 0;
-};
-__device__ __forceinline__ SlotPlace slot_place(const CacheView& cache, std::int64_t slot) {
-  if (slot < 0 || slot >= cache.num_blocks * cache.block_size) return {};
-  const std::int64_t page = cache.block_shift >= 0 ? slot >> cache.block_shift : slot / cache.block_size;
-  return {page, static_cast<int>(slot - page * cache.block_size)};
-}
-__device__ __forceinline__ void put_scales(const CacheView& cache, const PartView& part, const RowCodec& codec, const TokenRef& ref,
-                                           int head, float row_scale, float zero) {
-  if (codec.has_scale || cache.native) {
-    const float scale = codec.has_scale ? row_scale : 1.0f;  // native pages hold 1 where a codec has no scale
-    std::uint8_t* to = scale_ptr(cache, part, ref, head);
-    if (part.scale_f32) {
-      *reinterpret_cast<float*>(to) = scale;
-    } else {
-      *reinterpret_cast<__half*>(to) = __float2half_rn(scale);
-    }
-  }
-  if (codec.has_zero) *reinterpret_cast<__half*>(zero_ptr(cache, part, ref, head)) = __float2half_rn(zero);
-}
-
-/// Where rotate.cuh leaves a row's codes: pages.
-struct PageSink {
-  static constexpr int kSides = 2;
-  using Slot = SlotPlace;
-  CacheView cache;
-  const std::int64_t* slot_mapping;
-  __device__ __forceinline__ std::int64_t fetch(const RowPlace& place) const {
-    return place.token < 0 ? -1 : __ldg(slot_mapping + place.token);
-  }
-  __device__ __forceinline__ Slot slot(std::int64_t fetched) const { return slot_place(cache, fetched); }
-  template <int N>
-  __device__ __forceinline__ void put(const RowCodec& codec, bool key, const Slot& slot, int head, int first,
-                                      const LaneCodes<N>& codes) const {
-    if (slot.page < 0) return;
-    const PartView& part = key ? cache.k : cache.v;
-    const TokenRef ref = token_ref(cache, slot.page, slot.offset, head);
-    const auto address = [&](int byte) { return code_byte(cache, part, key, codec.code_bytes, ref, head, byte); };
-    if (cache.native && !key) {  // pieces of D / 8 coordinates
-#pragma unroll
-      for (int g = 0; g < N / 8; ++g) {
-        put_bytes(address((first / 8 + g) * codec.bits), codes.low[g] | static_cast<unsigned long long>(codes.high[g]) << 32, codec.bits);
-      }
-    } else {
-      put_groups(address(first / 8 * codec.bits), codes.low, codes.high, codec.bits);
-    }
-    if (first == 0) put_scales(cache, part, codec, ref, head, codes.scale, codes.zero);
-  }
-};
-
-/// Pages of turboquant-vllm, of its codecs: every code a nibble, the even coordinate's the high one, and its norms. 4-byte aligned (cache_view).
-struct PeerPageSink : PageSink {
-  using PeerNorm = void;
-  template <int N>
-  __device__ __forceinline__ void put(const RowCodec&, bool key, const Slot& slot, int head, int first, const LaneCodes<N>& codes) const {
-    if (slot.page < 0) return;
-    const PartView& part = key ? cache.k : cache.v;
-    std::uint8_t* row = cache.data + slot.page * cache.block_stride + slot.offset * cache.token_stride;
-    auto* to = reinterpret_cast<unsigned*>(row + part.codes + head * part.codes_head + first / 2);
-    unsigned w[N / 8];
-#pragma unroll
-    for (int g = 0; g < N / 8; ++g) w[g] = (codes.low[g] >> 4 & 0x0f0f0f0fu) | (codes.low[g] & 0x0f0f0f0fu) << 4;
-    if (N > 8 && reinterpret_cast<std::uintptr_t>(to) % (N / 2) == 0) {
-      if constexpr (N == 32) *reinterpret_cast<uint4*>(to) = make_uint4(w[0], w[1], w[2], w[3]);
-      if constexpr (N == 16) *reinterpret_cast<uint2*>(to) = make_uint2(w[0], w[1]);
-    } else {
-#pragma unroll
-      for (int g = 0; g < N / 8; ++g) to[g] = w[g];
-    }
-    if (first == 0) *reinterpret_cast<float*>(row + part.scale + head * part.scale_head) = codes.scale;
-  }
 };
 
 template <int R>
@@ -210,8 +135,9 @@ void store(const DeviceCodec& codec, const StoreParams& p, Stream stream) {
   };
   if (!p.sequential && served(a.k) && served(a.v) && a.k.codec.t.per_head == a.v.codec.t.per_head) {
     const int peers = a.k.codec.peer_norm + a.v.codec.peer_norm;
-    if (peers == 0 && !a.nibbles_high) return turn(RotateArgs<PageSink>{});
-    if (peers == 2 && a.nibbles_high) return turn(RotateArgs<PeerPageSink>{});
+    if (peers == 0 && a.cache.native) return turn(RotateArgs<NativeSink>{});
+    if (peers == 0 && !a.nibbles_high) return turn(RotateArgs<SlotSink>{});
+    if (peers == 2 && a.nibbles_high) return turn(RotateArgs<NibbleSink>{});
   }
   if (2 * p.n * heads >= 16 * 4 * codec.device().sm_count) {
     launch<16>(a, codec.device(), cuda_stream);

@@ -54,9 +54,11 @@ template <int D>
 __device__ __forceinline__ void add_product(float (&sums)[D / 2], const RowFragments<D>& rows, std::uint32_t image, bool first) {
   add_columns<D, D>(sums, rows, image, 0, first);
 }
-/// The same of 64 rows in shared memory, laid out as image_byte(64, row, column) says: fp16 rows as they are.
+/// The same of 64 rows in shared memory, laid out as image_byte(64, row, column) says: fp16 rows as they are. `held`: rows that products read from registers,
+/// the caller's until products_end().
 template <int D>
-__device__ __forceinline__ void add_product(float (&sums)[D / 2], std::uint32_t rows, std::uint32_t image, bool first) {
+__device__ __forceinline__ void add_product(float (&sums)[D / 2], std::uint32_t rows, std::uint32_t image, bool first,
+                                            RowFragments<D>& held) {
   if constexpr (D == 128) {
     if (warpgroup_products()) {
       const std::uint64_t a = wgmma_rows(rows), b = wgmma_rows(image);
@@ -68,13 +70,12 @@ __device__ __forceinline__ void add_product(float (&sums)[D / 2], std::uint32_t 
     }
   }
   const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) / 32 % 4;
-  RowFragments<D> fragments;
 #pragma unroll
   for (int s = 0; s < D / 16; ++s) {
     const int row = 16 * warp + (lane & 15), chunk = 2 * s + (lane >> 4);
-    ldmatrix_x4(fragments[s], rows + static_cast<std::uint32_t>(image_byte(64, row, 8 * chunk)));
+    ldmatrix_x4(held[s], rows + static_cast<std::uint32_t>(image_byte(64, row, 8 * chunk)));
   }
-  add_product<D>(sums, fragments, image, first);
+  add_product<D>(sums, held, image, first);
 }
 __device__ __forceinline__ void products_begin() { wgmma_begin(); }
 __device__ __forceinline__ void products_end() {
