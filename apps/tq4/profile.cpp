@@ -23,7 +23,7 @@ namespace {
 struct Options {
   std::vector<std::int64_t> ctx, batch, block_sizes, q_lens;
   std::vector<std::string> heads, layouts;
-  int head_dim = 128, samples = 30, layer = -1;
+  int head_dim = 128, samples = 20, layer = -1;
   std::string op = "decode", dtype = "fp16", device = "cuda", dump, calibration, html;
   CLI::Option *heads_option = nullptr, *head_dim_option = nullptr;
   CodecOptions codec;
@@ -134,7 +134,9 @@ std::vector<Point> points_of(const Options& o) {
   return points;
 }
 
-nlohmann::json timing_json(const gpu::Timing& t) { return {{"median", t.median}, {"p10", t.low}, {"p90", t.high}, {"samples", t.samples}}; }
+nlohmann::json timing_json(const gpu::Timing& t) {
+  return {{"median", t.median}, {"p10", t.low}, {"p90", t.high}, {"calls", t.calls}, {"samples", t.samples}};
+}
 
 nlohmann::json point_json(const Point& p, const gpu::ProfileResult& r) {
   nlohmann::json j{{"codec", p.codec},
@@ -385,7 +387,7 @@ Action add_profile(CLI::App& app) {
   app.add_option("--op", options->op, "decode, store, encode, dequant or prefill (--ctx queries over as many compressed tokens)")
       ->capture_default_str()
       ->group(kRun);
-  add_parsed(app, "--samples", options->samples, parse_count, "N", "30", "Timed launches of a graph a point")->group(kRun);
+  add_parsed(app, "--samples", options->samples, parse_count, "N", "20", "Timed launches of a graph a point, some 3 ms each")->group(kRun);
   app.add_flag("--general", options->general, "Do not take the fused kernel")->group(kRun);
   app.add_flag("--no-rotation", options->no_rotation, "Query and output stay in rotated space")->group(kRun);
   app.add_flag("--no-overlap", options->no_overlap,

@@ -37,7 +37,7 @@ struct ProfileData {
   const LayerCalibration* calibration = nullptr;  ///< of that layer; null: none (or made up, ProfileShape::calibrated)
 };
 struct ProfileOptions {
-  int samples = 30;       ///< graph launches, each one sample
+  int samples = 20;       ///< graph launches of about 3 ms, each one sample: few enough not to reach the power limit
   bool baselines = true;  ///< fp16 and fp8 paged decode of the same shape (Decode only)
   bool check = true;      ///< error against the CPU reference on one sequence and kv head (Decode; Prefill: its last query)
   std::uint64_t seed = 1;
@@ -50,6 +50,7 @@ struct ProfileOptions {
 struct Timing {
   double median = 0, low = 0, high = 0;  ///< low, high: 10th and 90th percentile
   std::vector<double> samples;
+  int calls = 0;  ///< of a graph: whole cycles through the caches, about 3 ms of work, at most 64 calls or one cycle
 };
 struct ProfileResult {
   Timing time;

@@ -23,6 +23,9 @@ struct Config {
       Warps < 16;  // a tile's values stay in its stage until they are needed: registers for more rows or dims
   static constexpr int CodeBytes = Key::kBytes + Value::kBytes;
   static constexpr int ScaleBytes = 64 + (Value::kZero ? 32 : 0);
+  /// 4 query rows of 128 dims at 4 bits wait for memory, not for instructions. More than 3 tiles a warp asked for, or a shorter loop that asks for them sooner,
+  /// make its answers come later (experiments/decode/LOG.md, sixth round).
+  static constexpr bool MemoryBound = S::Packed && D == 128 && Key::kTable && Key::kBytes == 8 * D && Value::kBytes == 8 * D;
   static constexpr int TileBytes = CodeBytes + ScaleBytes, ExactBytes = Exact ? kExact * 4 * D : 0;
   static constexpr int SlotBytes = TileBytes > ExactBytes ? TileBytes : ExactBytes;  // of a stage: a tile or an exact unit
   /// Query rows of all pairs of a round. A round costs its beginning and end: 16 rows a pair have room for the four pairs that a long piece may touch.
@@ -44,7 +47,7 @@ struct Config {
   static constexpr int Low = kTableAddress - kBase - SmallBytes;
   static constexpr int High = kEnd - 2 * kTableAddress - HighBytes;
   static constexpr int stages() {
-    for (int n = 8; n > 1; --n)
+    for (int n = MemoryBound ? 3 : 8; n > 1; --n)
       if (Low / (n * SlotBytes) + High / (n * SlotBytes) >= Warps) return n;
     return 1;
   }

@@ -27,6 +27,9 @@ struct Kernel : Merges<C> {
   std::uint32_t key_at = 0, value_at = 0, scale_at = 0;  // what this lane reads of a tile
   std::uint32_t odd_g = 0;                               // whether g is odd, where tiles are read in turned order
 
+  /// What a lane needs for every tile stays in a register (opaque) instead of being worked out again each time.
+  __device__ __forceinline__ static std::uint32_t kept(std::uint32_t v) { return C::MemoryBound ? v : opaque(v); }
+
   /// Queries of one pair as B fragments.
   __device__ __forceinline__ void query_fragments(int slot, QueryFragments<S>& q) const {
 #pragma unroll
@@ -133,14 +136,16 @@ struct Kernel : Merges<C> {
     values_half<S>(st, b, 0, [&](int, int odd, int i) { return v[odd][i]; });
   }
 
-  static constexpr int TableParts =
-      16 / C::Warps;  // a warp fills so many parts of 16 codes, K's entries in its lower lanes, V's in the upper
+  // The tables are filled by all warps but the first, which plans meanwhile: a part of 16 codes at a time, K's entries in a warp's lower lanes, V's in the upper.
+  static constexpr int Fillers = C::Warps - 1, TableParts = (16 + Fillers - 1) / Fillers;
+  __device__ __forceinline__ int table_part(int i) const { return warp - 1 + i * Fillers; }
   /// This lane's entries of the tables.
   __device__ __forceinline__ void table_entries(std::uint32_t (&entry)[TableParts]) const {
 #pragma unroll
     for (int i = 0; i < TableParts; ++i) {
-      const int code = (warp * TableParts + i) * 16 + lane % 16;
+      const int code = table_part(i) * 16 + lane % 16;
       entry[i] = 0;
+      if (warp == 0 || code >= 256) continue;
       if (lane >= 16) {
         entry[i] = __ldg(p.v_pairs + table_code<Value::kEntries>(code));
       } else if constexpr (Key::kTable) {
@@ -151,16 +156,18 @@ struct Kernel : Merges<C> {
   /// Every entry 32 times, K's and V's beside each other (fused_dequant.cuh).
   __device__ __forceinline__ void fill_tables(std::uint32_t (&entries)[TableParts]) const {
 #pragma unroll
-    for (int part = 0; part < TableParts; ++part) {
-      std::uint32_t entry = entries[part];
+    for (int i = 0; i < TableParts; ++i) {
+      const int part = table_part(i);
+      if (part >= 16) break;
+      std::uint32_t entry = entries[i];
       if (lane < 16 && Key::kTable) {
         const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&entry));
         entry = pack_half2(v.x * p.k_table_scale, v.y * p.k_table_scale);
       }
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {  // two codes a store: lanes 0-7 and 16-23 repeat K's entries, the others V's
-        const float v = __uint_as_float(__shfl_sync(~0u, entry, (lane & 8) * 2 + 2 * i + lane / 16));
-        sts128(kTableAddress + ((warp * TableParts + part) * 16 + 2 * i) * 256 + lane * 16, v, v, v, v);
+      for (int e = 0; e < 8; ++e) {  // two codes a store: lanes 0-7 and 16-23 repeat K's entries, the others V's
+        const float v = __uint_as_float(__shfl_sync(~0u, entry, (lane & 8) * 2 + 2 * e + lane / 16));
+        sts128(kTableAddress + (part * 16 + 2 * e) * 256 + lane * 16, v, v, v, v);
       }
     }
   }
@@ -233,26 +240,35 @@ struct Kernel : Merges<C> {
     // before writes none of it (fresh_tokens): all up to the queries, the first tiles' copies included.
     const bool early = p.fresh_tokens >= 0;
     if (!early) wait_for_previous_kernels();
-    const int own_length = lane < p.num_seqs ? __ldg(p.seq_lens + lane) : 0;
+    const int own_length = warp == 0 && lane < p.num_seqs ? __ldg(p.seq_lens + lane) : 0;
     const std::uint32_t bars = C::kBarriers + warp * 64;
     if (lane < C::Stages) mbarrier_init(bars + lane * 8);
     fence_mbarrier_init();
-    Plan plan;
     Pair first;  // of the round
-    if (!make_plan<C::Warps>(p, lane, own_length, plan, first)) return;
-    fill_tables(entry);
+    Round round;
+    if (warp == 0) {
+      Plan plan;
+      if (make_plan<C::Warps>(p, lane, own_length, plan, first)) {
+        round = open_first(plan, first);
+      } else if (lane == 0) {
+        sts32(C::kRound + 20, 0);  // no pairs
+      }
+    } else {
+      fill_tables(entry);
+    }
+    __syncthreads();
+    round.wake(C::kRound);
+    if (round.pairs == 0) return;
+    first = this->pair_at(0);
     std::uint32_t stage = 0, parity = 0;
-    Round round = open_first(plan, first);
 
     for (;;) {
       this->identify();
-      // Opaque: kept in registers, not worked out again for every tile.
-      lane_base = opaque(kTableAddress | lane * 4);
-      key_at = opaque(Key::lane_offset(g, t)), value_at = opaque(Key::kBytes + Value::lane_offset(g, t)),
-      scale_at = opaque(C::CodeBytes + g * 8);
-      if constexpr (Value::kTurned) odd_g = opaque(g % 2);
+      lane_base = kept(kTableAddress | lane * 4);
+      key_at = kept(Key::lane_offset(g, t)), value_at = kept(Key::kBytes + Value::lane_offset(g, t)), scale_at = kept(C::CodeBytes + g * 8);
+      if constexpr (Value::kTurned) odd_g = kept(g % 2);
       const std::uint64_t policy = stream_policy();
-      const std::uint32_t select0 = opaque(g % 2 == 0 ? 0x4410 : 0x1044), select1 = opaque(g % 2 == 0 ? 0x4432 : 0x3244);
+      const std::uint32_t select0 = kept(g % 2 == 0 ? 0x4410 : 0x1044), select1 = kept(g % 2 == 0 ? 0x4432 : 0x3244);
       const std::uint32_t walk_at = C::kWalks + warp * 64;
       std::uint32_t slot = C::ring(warp) + stage * C::SlotBytes, bar = C::kBarriers + warp * 64 + stage * 8;
       typename Base::Share share{};
@@ -275,7 +291,7 @@ struct Kernel : Merges<C> {
         }
         wait_for_previous_kernels();
       }
-      __syncthreads();  // the table of pairs is there
+      if (!round.first()) __syncthreads();  // the table of pairs is there
       typename Base::Share second{};
       if (p.query_matrix) this->load_second_share(second, round.pairs);
       this->copy_queries(round.pairs, p.query_matrix ? C::kQueries : C::kRotated);

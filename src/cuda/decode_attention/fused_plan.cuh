@@ -13,12 +13,19 @@ namespace tq4::gpu::fused {
 constexpr int kTile = 16;  // tokens a tile
 constexpr int kExact = 4;  // tokens an exact unit: consecutive rows of the buffers of exact tokens
 
-__device__ __forceinline__ int divide(int a, int b) {  // a >= 0, b > 0: float and corrections, no slow integer division
-  int q = __float2int_rz(__fdividef(__int2float_rn(a), __int2float_rn(b)));
-  int r = a - q * b;
-  while (r < 0) --q, r += b;
-  while (r >= b) ++q, r -= b;
-  return q;
+/// a / b for a >= 0, b > 0, without a slow integer division: two estimates in floats, and what these may be off by.
+__device__ __forceinline__ int divide(int a, int b) {
+  const float inverse = inverse_fast(__int2float_rn(b));
+  int q = __float2int_rz(__int2float_rn(a) * inverse);
+  q += __float2int_rz(__int2float_rn(a - q * b) * inverse);
+  const int r = a - q * b;
+  return q + (r >= b) - (r < 0);
+}
+/// The same for quotients below 2^20: one estimate.
+__device__ __forceinline__ int divide_near(int a, int b) {
+  const int q = __float2int_rz(__int2float_rn(a) * inverse_fast(__int2float_rn(b)));
+  const int r = a - q * b;
+  return q + (r >= b) - (r < 0);
 }
 
 /// The tokens of a sequence: exact ones in [0, sinks) and [recent, seq_len), compressed ones in [begin, end). Of the ring of recent ones ring_rows rows are
@@ -71,26 +78,25 @@ struct Pair {
 
 /// How long a block's piece is, and how many empty units end every pair. `units`: of all pairs of a head; shortest, longest: of a pair.
 /// - Where half of the blocks do with four tiles a warp, no more take part: fewer parts to merge, and the next launch begins on the other multiprocessors.
-/// - Pairs of one length (those of one sequence, above all) and pieces of no more than 32 tiles a warp are fitted to each other where that costs
-///   little: whole pieces a pair, or whole pairs a piece.
+/// - Pairs of one length (those of one sequence, above all) and pieces are fitted to each other where that costs little: whole pairs a piece, or, up to 24
+///   tiles a warp, whole pieces a pair.
 /// - Else empty units stand for the work at a pair's end, or blocks with many short pairs end last.
 template <int Warps>
 __device__ __forceinline__ void fit_pieces(const Params& p, int units, int shortest, int longest, int& length, int& empty) {
-  const int total = units * p.num_kv_heads, pairs = p.num_seqs * p.num_kv_heads, half = (int)gridDim.x / 2;
-  const int blocks = total <= half * 4 * Warps ? half : (int)gridDim.x;
+  const int total = units * p.num_kv_heads, half = (int)gridDim.x / 2;
+  const int blocks = total <= half * 4 * Warps ? half : (int)gridDim.x, pairs = p.num_seqs * p.num_kv_heads;
   length = divide(total + blocks - 1, blocks);
   empty = 0;
-  if (shortest == longest) {
-    if (length > 32 * Warps) return;  // long work wants every multiprocessor
+  if (shortest == longest && (pairs > blocks || length <= 24 * Warps)) {
     int fitted;
     if (pairs <= blocks) {
-      const int most = divide(blocks, pairs);
+      const int most = divide_near(blocks, pairs);
       fitted = divide(longest + most - 1, most);
-      empty = divide(longest + fitted - 1, fitted) * fitted - longest;
     } else {
-      fitted = divide(pairs + blocks - 1, blocks) * longest;
+      fitted = divide_near(pairs + blocks - 1, blocks) * longest;
     }
     if (fitted - length <= length / 16 + 1) {
+      if (pairs <= blocks) empty = divide_near(longest + fitted - 1, fitted) * fitted - longest;
       length = fitted;
       return;
     }
@@ -99,8 +105,7 @@ __device__ __forceinline__ void fit_pieces(const Params& p, int units, int short
   length = divide((units + empty * p.num_seqs) * p.num_kv_heads + blocks - 1, blocks);
 }
 
-/// The plan and the pair at the beginning of the block's piece. Every warp computes the same (no shared memory, no barrier); the lanes scan the
-/// sequences, 32 a round. Returns false when the block has no work.
+/// The plan and the pair at the beginning of the block's piece, by one warp or by each for itself; the lanes scan the sequences, 32 a round. Returns false when the block has no work.
 /// own_length: seq_lens[lane] (anything where there is no such sequence). Warps: of a block, to fit pieces and pairs to each other; 0: equal pieces without empty units.
 template <int Warps = 0>
 __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_length, Plan& plan, Pair& pair) {
@@ -125,7 +130,7 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
   plan.begin = blockIdx.x * plan.length;
   plan.end = min(plan.begin + plan.length, total);
   if (plan.begin >= total) return false;
-  pair.head = divide(plan.begin, head_units);
+  pair.head = divide_near(plan.begin, head_units);
   int base = pair.head * head_units;
   pair.seq = 0;
   if (p.num_seqs > 1) {
