@@ -80,6 +80,18 @@ __device__ __forceinline__ float inverse_fast(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+/// 1 / sqrt(x) for normal x, to 2 units in the last place.
+__device__ __forceinline__ float rsqrt_fast(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/// Four of the eight bytes of (low, high), chosen by the nibbles of `select` (each below 8).
+__device__ __forceinline__ std::uint32_t pick_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t select) {
+  std::uint32_t v;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(low), "r"(high), "r"(select));
+  return v;
+}
 /// a * b + c of two fp16 numbers at once.
 __device__ __forceinline__ std::uint32_t fma_half2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   std::uint32_t v;
@@ -227,6 +239,8 @@ __device__ __forceinline__ std::uint32_t count_acq_rel(std::uint32_t* counter) {
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
   return before;
 }
+/// Asks for the line of global memory at `at`, to be read soon by this multiprocessor; nothing writes it meanwhile.
+__device__ __forceinline__ void prefetch_l1(const void* at) { asm volatile("prefetch.global.L1 [%0];" ::"l"(at)); }
 /// N words (1, 2, 4 or 8, aligned to their size up to 16 bytes) that blocks of one launch pass to each other: written and read where all see them, each word
 /// by itself, in no order with others.
 template <int N>

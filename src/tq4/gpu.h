@@ -209,13 +209,13 @@ struct DecodeParams {
   ExactPart exact;
   bool general_path = false;  ///< do not take the fused kernel where it would serve
   int splits = 0;             ///< general path: parts that the context is cut into, clamped to what it can have; 0 = by rule (tq4/tune.h)
-  /// Zeroed once by the caller when allocated; the fused kernel leaves it as it needs it, the other paths do not: zero it again before the fused
-  /// kernel gets a workspace that another path has used, or give each its own.
+  /// Zeroed once by the caller when allocated; the fused and the slots kernel leave it as they need it, the general path does not: zero it again before
+  /// one of them gets a workspace that another path has used, or give each its own.
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
   /// -1: the call reads nothing before the kernels ahead of it in the stream have ended. n >= 0, a promise: of what the call reads, the kernel just
-  /// ahead writes only q, exact tokens and each sequence's last n tokens in the pages, not seq_lens or block_table. The fused kernel then begins
-  /// while that kernel ends (programmatic dependent launch). In a layer of an engine that kernel is store(), and n its tokens a sequence. A kernel of
+  /// ahead writes only q, exact tokens and each sequence's last n tokens in the pages, not seq_lens or block_table. The fused and the slots kernel then
+  /// begin while that kernel ends (programmatic dependent launch). In a layer of an engine that kernel is store(), and n its tokens a sequence. A kernel of
   /// the caller's there must not let its dependents begin (griddepcontrol.launch_dependents) before its own wait, or what is ahead of it still runs.
   int fresh_tokens = -1;
 };

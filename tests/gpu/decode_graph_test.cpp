@@ -49,11 +49,16 @@ TEST(DecodeGraph, EarlyStartsChangeNothing) {
   struct Shape {
     std::vector<int> lengths;
     int q_heads, kv_heads, q_len, window, sinks, recent;
+    const char* slots = nullptr;  // a preset in vLLM's pages
   };
+  std::vector<int> many;  // more than lanes, empty ones among them
+  for (int i = 0; i < 37; ++i) many.push_back(i * i * 7 % 61);
   for (const Shape& shape : {Shape{{2000, 513, 16, 900}, 8, 2, 1, 0, 0, 0}, Shape{{1, 0, 40, 700}, 4, 1, 2, 0, 0, 0},
                              Shape{std::vector<int>(70, 20), 8, 8, 1, 0, 0, 0}, Shape{{1500, 80}, 8, 2, 1, 300, 0, 0},
-                             Shape{{1000, 3, 66, 67}, 8, 2, 1, 0, 4, 64}}) {
+                             Shape{{1000, 3, 66, 67}, 8, 2, 1, 0, 4, 64}, Shape{{2000, 513, 16, 900}, 8, 2, 1, 0, 0, 0, "vllm:4bit_nc"},
+                             Shape{{700, 1, 0, 40}, 8, 2, 2, 300, 0, 0, "vllm:3bit_nc"}, Shape{many, 8, 8, 1, 20, 0, 0, "vllm:4bit_nc"}}) {
     DecodeCase c;
+    if (shape.slots) c.spec = shape.slots, c.kind = LayoutKind::Vllm;
     c.lengths = shape.lengths;
     c.q_heads = shape.q_heads, c.kv_heads = shape.kv_heads, c.q_len = shape.q_len, c.window = shape.window;
     c.exact_sinks = shape.sinks, c.exact_window = shape.recent, c.exact_rotated = true;
@@ -86,16 +91,20 @@ TEST(DecodeGraph, RefusesAWrongPromise) {
 
 TEST(DecodeGraph, IsDeterministic) {
   TQ4_REQUIRE_DEVICE();
-  DecodeCase c;
-  c.lengths = {4000, 17, 1234};
-  c.exact_sinks = 4;
-  c.exact_window = 64;
-  DecodeProblem problem(c, 8);
-  problem.run();
-  const std::vector<std::uint8_t> first = problem.out();
-  for (int i = 0; i < 20; ++i) {
+  DecodeCase exact, slots;
+  exact.exact_sinks = 4;
+  exact.exact_window = 64;
+  slots.spec = "vllm:k3v4_nc";
+  slots.kind = LayoutKind::Vllm;
+  for (DecodeCase* c : {&exact, &slots}) {
+    c->lengths = {4000, 17, 1234};
+    DecodeProblem problem(*c, 8);
     problem.run();
-    ASSERT_EQ(problem.out(), first);
+    const std::vector<std::uint8_t> first = problem.out();
+    for (int i = 0; i < 20; ++i) {
+      problem.run();
+      ASSERT_EQ(problem.out(), first);
+    }
   }
 }
 

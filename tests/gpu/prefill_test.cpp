@@ -549,6 +549,13 @@ TEST(LayerStep, DecodesWhenTheStepIsShort) {
   check_pages(c);
   c.q_lens = {17, 17, 17};
   check_pages(c);
+  Case slots;
+  slots.spec = "vllm:4bit_nc";
+  slots.kind = LayoutKind::Vllm;
+  for (const int tokens : {1, 2}) {
+    slots.q_lens = {tokens, tokens, tokens};
+    check_pages(slots);
+  }
 }
 
 }  // namespace

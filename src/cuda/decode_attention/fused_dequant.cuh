@@ -60,20 +60,12 @@ __device__ __forceinline__ void load_two(std::uint32_t at, int step, bool turned
   }
 }
 
-/// Value of pair `i` (compile time) of a run of codes of 2 * Bits bits, LSB first, starting at bit `Start` of the Words words w. Side 0 = K, 1 = V.
-/// A field that does not begin a byte is shifted down by up to 6 bits, which serves every fourth pair of 3 bits; what else is in its byte does no
-/// harm, the table being repeated for all values of the byte.
-template <int Bits, int Side, int Words, int Start = 0>
+/// Value of pair `i` (compile time) of a run of codes of 2 * Bits bits, LSB first, starting at bit `Start` of w. Side 0 = K, 1 = V.
+/// A field of 2 or 3 bits a code that does not end a byte is shifted up, which serves three of four pairs of 3 bits; what else is in its byte does no harm,
+/// the table being repeated for the lower bits of a byte (table_code()). Those shifts are multiplications, on a pipe with time to spare, where shifts down
+/// would wait for that of the permutations; only fields across two words take it.
+template <int Bits, int Side, int Start = 0>
 __device__ __forceinline__ std::uint32_t pair_value(const std::uint32_t* w, int i, std::uint32_t lane_base) {
-  const int bit = Start + i * 2 * Bits, shift = bit % 8, word = bit / 32, byte = bit / 8 % 4;
-  const std::uint32_t x = shift == 0 ? w[word] : word + 1 < Words ? __funnelshift_r(w[word], w[word + 1], shift) : w[word] >> shift;
-  return table_read<Side * 128>(__byte_perm(x, lane_base, 0x7604 | byte << 4));
-}
-
-/// The same for a table that is repeated for the lower bits of a byte instead of the upper ones (table_code()): a field that does not end a byte is
-/// shifted up. Those shifts are multiplications, on a pipe with time to spare; only fields across two words take the pipe of permutations.
-template <int Bits, int Side, int Words, int Start = 0>
-__device__ __forceinline__ std::uint32_t upper_pair_value(const std::uint32_t* w, int i, std::uint32_t lane_base) {
   const int end = Start + (i + 1) * 2 * Bits, shift = -end & 7, word = (end - 1) / 32, byte = (end - 1) / 8 % 4;
   const bool crosses = (end - 2 * Bits) / 32 < word;
   const std::uint32_t x = shift == 0 ? w[word] : crosses ? __funnelshift_l(w[word - 1], w[word], shift) : w[word] << shift;
@@ -122,7 +114,7 @@ struct TableKey {
   }
   /// Pair i of token g + 8 h.
   __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
-    return upper_pair_value<Bits, 0, kWords>(r.w[h], i, lane_base);
+    return pair_value<Bits, 0>(r.w[h], i, lane_base);
   }
 };
 
@@ -179,7 +171,7 @@ struct TableValue {
   /// Pair i of piece g of token 8 h + 2 t + odd.
   template <int Odd>
   __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
-    return upper_pair_value<Bits, 1, kWords, Odd * kPiece * 8>(r.w[h], i, lane_base);
+    return pair_value<Bits, 1, Odd * kPiece * 8>(r.w[h], i, lane_base);
   }
 };
 

@@ -78,16 +78,16 @@ struct Pair {
 
 /// How long a block's piece is, and how many empty units end every pair. `units`: of all pairs of a head; shortest, longest: of a pair.
 /// - Where half of the blocks do with four tiles a warp, no more take part: fewer parts to merge, and the next launch begins on the other multiprocessors.
-/// - Pairs of one length (those of one sequence, above all) and pieces are fitted to each other where that costs little: whole pairs a piece, or, up to 24
-///   tiles a warp, whole pieces a pair.
+/// - Pairs of one length (those of one sequence, above all) and pieces are fitted to each other where that costs little: whole pairs a piece, or whole pieces
+///   a pair. Little: a sixteenth of a piece, and no more than Most units or, Most being 0, whole pieces a pair only up to 24 tiles a warp.
 /// - Else empty units stand for the work at a pair's end, or blocks with many short pairs end last.
-template <int Warps>
+template <int Warps, int Most>
 __device__ __forceinline__ void fit_pieces(const Params& p, int units, int shortest, int longest, int& length, int& empty) {
   const int total = units * p.num_kv_heads, half = (int)gridDim.x / 2;
   const int blocks = total <= half * 4 * Warps ? half : (int)gridDim.x, pairs = p.num_seqs * p.num_kv_heads;
   length = divide(total + blocks - 1, blocks);
   empty = 0;
-  if (shortest == longest && (pairs > blocks || length <= 24 * Warps)) {
+  if (shortest == longest && (Most > 0 || pairs > blocks || length <= 24 * Warps)) {
     int fitted;
     if (pairs <= blocks) {
       const int most = divide_near(blocks, pairs);
@@ -95,7 +95,8 @@ __device__ __forceinline__ void fit_pieces(const Params& p, int units, int short
     } else {
       fitted = divide_near(pairs + blocks - 1, blocks) * longest;
     }
-    if (fitted - length <= length / 16 + 1) {
+    const int little = length / 16 + 1;
+    if (fitted - length <= (Most > 0 ? min(little, Most) : little)) {
       if (pairs <= blocks) empty = divide_near(longest + fitted - 1, fitted) * fitted - longest;
       length = fitted;
       return;
@@ -106,8 +107,8 @@ __device__ __forceinline__ void fit_pieces(const Params& p, int units, int short
 }
 
 /// The plan and the pair at the beginning of the block's piece, by one warp or by each for itself; the lanes scan the sequences, 32 a round. Returns false when the block has no work.
-/// own_length: seq_lens[lane] (anything where there is no such sequence). Warps: of a block, to fit pieces and pairs to each other; 0: equal pieces without empty units.
-template <int Warps = 0>
+/// own_length: seq_lens[lane] (anything where there is no such sequence). Warps: of a block, to fit pieces and pairs to each other; 0: equal pieces without empty units. Most: fit_pieces().
+template <int Warps = 0, int Most = 0>
 __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_length, Plan& plan, Pair& pair) {
   int mine = lane < p.num_seqs ? Tokens(p, own_length).units() : 0;
   int total = mine, shortest = lane < p.num_seqs ? mine : 0x7fffffff, longest = mine;
@@ -121,7 +122,7 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
   int head_units = __reduce_add_sync(~0u, total);  // of one head
   pair.empty = 0;
   if constexpr (Warps > 0) {
-    fit_pieces<Warps>(p, head_units, __reduce_min_sync(~0u, shortest), __reduce_max_sync(~0u, longest), plan.length, pair.empty);
+    fit_pieces<Warps, Most>(p, head_units, __reduce_min_sync(~0u, shortest), __reduce_max_sync(~0u, longest), plan.length, pair.empty);
     head_units += pair.empty * p.num_seqs;
     mine += lane < p.num_seqs ? pair.empty : 0;
   }

@@ -16,6 +16,7 @@ bool slots_supported(const DeviceCodec&, const DecodeParams&, std::string* why) 
   if (why) *why = "the slots kernel is not part of this build";
   return false;
 }
+std::size_t slots_kept_bytes(const DeviceCodec&) { return 0; }
 std::size_t slots_workspace_bytes(const DeviceCodec&, const DecodeParams&) { return 0; }
 void slots_decode(const DeviceCodec&, const DecodeParams&, Stream) { refuse("the slots kernel is not part of this build", "decode"); }
 

@@ -14,6 +14,7 @@ namespace tq4::gpu {
 namespace {
 
 constexpr const char* kWhere = "decode";
+constexpr std::size_t kMostRows = 8;  // query rows a kv head, of any instance
 
 std::size_t align(std::size_t n) { return (n + 255) / 256 * 256; }
 
@@ -26,23 +27,19 @@ bool token_major(const PageLayout& layout) {
 
 const fused::SlotInstance* find(const DeviceCodec& codec, const DecodeParams& p) {
   const SideSpec &k = codec.spec().k, &v = codec.spec().v;
-  fused::SlotKey want{};
-  want.head_dim = codec.head_dim();
-  if (k.kind == CodeKind::Mse && k.norm_correction) want.k_bits = k.bits;
-  if (k.kind == CodeKind::Fp8 && k.fp8 == Fp8Kind::E4M3) want.k_bits = 8;
-  if (v.kind == CodeKind::Uniform) want.v_bits = v.bits;
-  want.rows = rows_of(codec, p);
-  const bool can_spread = p.cache.layout.token_stride % 4 == 0 && (want.k_bits != 8 || p.cache.layout.head_stride % 4 == 0);
-  const fused::SlotInstance* best = nullptr;
+  int k_bits = 0;
+  if (k.kind == CodeKind::Mse && k.norm_correction) k_bits = k.bits;
+  if (k.kind == CodeKind::Fp8 && k.fp8 == Fp8Kind::E4M3) k_bits = 8;
+  const int v_bits = v.kind == CodeKind::Uniform ? v.bits : 0;
+  const bool can_spread = p.cache.layout.token_stride % 4 == 0 && (k_bits != 8 || p.cache.layout.head_stride % 4 == 0);
   for (const fused::SlotInstance* table : {fused::kSlots128, fused::kSlots64, fused::kSlots256}) {
     for (const fused::SlotInstance* i = table; i->key.head_dim != 0; ++i) {
       const fused::SlotKey& key = i->key;
-      if (key.head_dim != want.head_dim || key.k_bits != want.k_bits || key.v_bits != want.v_bits) continue;
-      if (key.rows < want.rows || (key.spread && !can_spread)) continue;
-      if (!best || key.rows < best->key.rows || (key.rows == best->key.rows && key.spread)) best = i;
+      if (key.head_dim != codec.head_dim() || key.k_bits != k_bits || key.v_bits != v_bits) continue;
+      if (key.rows >= rows_of(codec, p) && key.warps >= codec.num_kv_heads() && (can_spread || !key.spread)) return i;
     }
   }
-  return best;
+  return nullptr;
 }
 
 /// The ring: groups of warps, stages.
@@ -54,10 +51,10 @@ Ring ring_of(const fused::SlotInstance& instance, const PageLayout& layout) {
   Ring r{};
   const std::int64_t unit = 16 * layout.token_stride * (token_major(layout) ? 1 : layout.num_kv_heads);
   r.stage_bytes = (unit + 127) / 128 * 128;
-  r.groups = fused::kSlotWarps / layout.num_kv_heads;
+  r.groups = instance.key.warps / layout.num_kv_heads;
   r.low = static_cast<int>((fused::kSlotTables - instance.low) / r.stage_bytes);
   const int high = static_cast<int>((fused::kSlotEnd - instance.high) / r.stage_bytes);
-  r.stages = r.groups > 0 ? std::min(r.low + high, fused::kSlotMaxStages) / r.groups * r.groups : 0;
+  r.stages = std::min({r.low + high, fused::kSlotMaxStages, fused::kSlotMaxTurns * r.groups}) / r.groups * r.groups;
   return r;
 }
 
@@ -81,15 +78,15 @@ const char* refusal(const DeviceCodec& codec, const DecodeParams& p) {
   if ((p.max_seq_len / 16 + 8) * p.num_seqs >= (std::int64_t{1} << 30)) return "more than 2^30 tiles";
   if (p.cache.num_blocks * (layout.block_size / 16) >= (std::int64_t{1} << 32) - 1) return "the cache has 2^32 tiles or more";
   const fused::SlotInstance* instance = find(codec, p);
-  if (!instance) return "this combination of codecs, head_dim, query rows and strides is not instantiated";
+  if (!instance) return "this combination of codecs, head_dim, heads, query rows and strides is not instantiated";
   const Ring ring = ring_of(*instance, layout);
-  if (ring.groups < 1 || ring.stages < 2 * ring.groups) return "there is no room for 16 tokens of all heads, twice a group of warps";
+  if (ring.stages < 2 * ring.groups) return "there is no room for 16 tokens of all heads, twice a group of warps";
   return nullptr;
 }
 
-std::size_t part_rows(const DeviceCodec& codec, const DecodeParams& p) {
-  return static_cast<std::size_t>(p.num_seqs + codec.device().sm_count) *
-         static_cast<std::size_t>(fused::kSlotWarps / codec.num_kv_heads()) * static_cast<std::size_t>(p.num_q_heads * p.q_len);
+/// Of a block's part. There is room for the most query rows an instance has, so that calls with any number of them find zeros where they look for parts.
+std::size_t part_words(const DeviceCodec& codec, std::size_t rows) {
+  return (static_cast<std::size_t>(codec.num_kv_heads()) * rows * static_cast<std::size_t>(codec.head_dim() + 2) + 3) / 4 * 4;
 }
 
 }  // namespace
@@ -100,9 +97,13 @@ bool slots_supported(const DeviceCodec& codec, const DecodeParams& params, std::
   return reason == nullptr;
 }
 
+std::size_t slots_kept_bytes(const DeviceCodec& codec) {
+  return align(static_cast<std::size_t>(codec.device().sm_count) * part_words(codec, kMostRows) * sizeof(std::uint32_t));
+}
+
 std::size_t slots_workspace_bytes(const DeviceCodec& codec, const DecodeParams& params) {
-  const std::size_t rows = part_rows(codec, params);
-  return align(rows * static_cast<std::size_t>(codec.head_dim()) * sizeof(float)) + align(rows * sizeof(float) * 2);
+  const std::size_t words = part_words(codec, static_cast<std::size_t>(rows_of(codec, params)));
+  return slots_kept_bytes(codec) + align(static_cast<std::size_t>(codec.device().sm_count) * words * sizeof(float));
 }
 
 void slots_decode(const DeviceCodec& codec, const DecodeParams& params, Stream stream) {
@@ -110,8 +111,10 @@ void slots_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
           kWhere);
   require(params.workspace && params.workspace_bytes >= slots_workspace_bytes(codec, params),
           "the workspace is smaller than decode_workspace_bytes()", kWhere);
-  require((reinterpret_cast<std::uintptr_t>(params.q) | reinterpret_cast<std::uintptr_t>(params.workspace)) % 16 == 0,
-          "q and workspace are not aligned to 16 bytes", kWhere);
+  require((reinterpret_cast<std::uintptr_t>(params.q) | reinterpret_cast<std::uintptr_t>(params.workspace)) % 16 == 0 &&
+              reinterpret_cast<std::uintptr_t>(params.out) % 4 == 0,
+          "q and workspace are not aligned to 16 bytes, or out to 4", kWhere);
+  require(params.fresh_tokens >= -1, "fresh_tokens is less than -1", kWhere);
   const fused::SlotInstance* instance = find(codec, params);
   const PageLayout& layout = params.cache.layout;
   const Ring ring = ring_of(*instance, layout);
@@ -136,7 +139,7 @@ void slots_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
   f.k_pairs = k.pair_half2;
   f.k_table_scale = (params.sm_scale != 0 ? params.sm_scale : 1.f / std::sqrt(static_cast<float>(dim))) * 1.44269504f;
   f.window = params.window;
-  f.fresh_tokens = -1;
+  f.fresh_tokens = params.fresh_tokens;
   f.pages = params.cache.data;
   f.page_stride = layout.block_stride;
   f.heads = heads;
@@ -145,7 +148,6 @@ void slots_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
   f.copy_bytes = static_cast<std::uint32_t>(16 * layout.token_stride);
   f.copy_at = by_token ? 0 : static_cast<std::uint32_t>(layout.head_stride);
   f.head_at = by_token ? static_cast<std::uint32_t>(layout.head_stride) : f.copy_bytes;
-  f.blocks = codec.device().sm_count;
   f.groups = ring.groups;
   f.stages = ring.stages;
   f.turns = ring.stages / ring.groups;
@@ -153,11 +155,10 @@ void slots_decode(const DeviceCodec& codec, const DecodeParams& params, Stream s
   f.stage_bytes = static_cast<std::uint32_t>(ring.stage_bytes);
   f.hadamard = !params.q_rotated && !k.identity;
   f.signs = k.hadamard_signs;
-  f.partial = static_cast<float*>(params.workspace);
-  f.partial_sums = reinterpret_cast<float2*>(static_cast<std::uint8_t*>(params.workspace) +
-                                             align(part_rows(codec, params) * static_cast<std::size_t>(dim) * sizeof(float)));
+  f.parts = static_cast<std::uint32_t*>(params.workspace);
+  f.part_words = static_cast<int>(part_words(codec, static_cast<std::size_t>(rows_of(codec, params))));
+  f.openings = reinterpret_cast<float*>(static_cast<std::uint8_t*>(params.workspace) + slots_kept_bytes(codec));
   instance->launch(f, codec.device(), stream);
-  fused::launch_slots_merge(f, dim, stream);
 }
 
 }  // namespace tq4::gpu

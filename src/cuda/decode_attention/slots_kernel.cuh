@@ -2,25 +2,26 @@
 // contiguous run of the page (or one a head), so that it streams like a native page. The line of all units is cut into equal pieces, one a thread
 // block (fused_plan.cuh, pairs being whole sequences). In a block `groups` groups of warps take turns at the units, a warp of a group takes one head, and they take
 // turns at asking for the units to come, a ring of which is on the way (slots_feed.cuh). Arithmetic on a tile is that of the fused kernel (fused_tile.cuh) with
-// dequantisers of its own (slots_codes.cuh). Every warp transforms its queries by itself and writes its state as a part; slots_merge.cu merges parts.
+// dequantisers of its own (slots_codes.cuh). Every warp transforms its queries by itself; states of warps become outputs in slots_merge.cuh.
 #pragma once
 
-#include "cuda/decode_attention/slots_feed.cuh"
+#include "cuda/decode_attention/slots_merge.cuh"
 #include "cuda/launch.cuh"
 
 namespace tq4::gpu::fused {
 
 template <class C>
-struct SlotKernel : SlotFeed<C> {
-  using Base = SlotFeed<C>;
-  using Base::ask;
+struct SlotKernel : SlotMerge<C> {
+  using Base = SlotMerge<C>;
+  using Base::ask_until;
   using Base::begin_feed;
+  using Base::early_end;
+  using Base::finish;
   using Base::g;
   using Base::go_on_feeding;
   using Base::lane;
   using Base::p;
   using Base::rows;
-  using Base::stage_address;
   using Base::t;
   using Base::warp;
   using S = typename C::S;
@@ -31,6 +32,17 @@ struct SlotKernel : SlotFeed<C> {
 
   using Base::Base;
 
+  /// Where the dims of query row `row` begin that this lane, one of 8 of the row, takes.
+  __device__ __forceinline__ const std::uint16_t* query_at(int seq, int head, int row) const {
+    const int token = row * p.group_reciprocal >> 16;
+    const std::int64_t at = ((std::int64_t)(seq * p.q_len + token) * (p.heads * p.group) + head * p.group + row - token * p.group) * D;
+    return static_cast<const std::uint16_t*>(p.q) + at + lane % 8 * (D / 8);
+  }
+  /// Asks for queries that are wanted later.
+  __device__ __forceinline__ void ask_queries(int seq, int head) const {
+#pragma unroll 1
+    for (int row = lane / 8; row < rows(); row += 4) prefetch_l1(query_at(seq, head, row));
+  }
   /// The queries of a sequence and this warp's head: four rows at once, 8 lanes each, are transformed, then row by row become B fragments.
   __device__ __forceinline__ void load_queries(int seq, int head, bool odd, QueryFragments<S>& q) const {
     constexpr int kDims = D / 8;  // of a lane
@@ -42,9 +54,7 @@ struct SlotKernel : SlotFeed<C> {
       for (int i = 0; i < S::Steps; ++i) q.b[n][i][0] = q.b[n][i][1] = 0;
 #pragma unroll 1
     for (int first = 0; first < rows(); first += 4) {
-      const int row = min(first + lane / 8, rows() - 1), token = row * p.group_reciprocal >> 16;
-      const std::int64_t at = ((std::int64_t)(seq * p.q_len + token) * (p.heads * p.group) + head * p.group + row - token * p.group) * D;
-      const auto* from = reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(p.q) + at + part * kDims);
+      const auto* from = reinterpret_cast<const uint4*>(query_at(seq, head, min(first + lane / 8, rows() - 1)));
       float v[kDims];
 #pragma unroll
       for (int i = 0; i < kDims; i += 8) {
@@ -105,14 +115,15 @@ struct SlotKernel : SlotFeed<C> {
   }
 
   /// Logits of a tile, and what keys are multiplied by for the norm correction: one over the length of each centroid vector.
+  template <bool KOdd>
   __device__ __forceinline__ void logits(const QueryFragments<S>& q, const typename Key::Raw& k, std::uint32_t lane_base,
                                          const float (&k_scale)[2], float (&s)[2][S::LaneRows]) const {
     float acc[S::Tiles][2][4] = {}, squares[4] = {};
     std::uint32_t even[2] = {};
 #pragma unroll
     for (int i = 0; i < S::Steps; ++i) {
-      const std::uint32_t a0 = Key::pair(k, 0, 2 * i, lane_base), a1 = Key::pair(k, 1, 2 * i, lane_base);
-      const std::uint32_t a2 = Key::pair(k, 0, 2 * i + 1, lane_base), a3 = Key::pair(k, 1, 2 * i + 1, lane_base);
+      const auto pair = [&](int h, int odd) { return Key::template pair<KOdd>(k, h, 2 * i + odd, lane_base); };
+      const std::uint32_t a0 = pair(0, 0), a1 = pair(1, 0), a2 = pair(0, 1), a3 = pair(1, 1);
 #pragma unroll
       for (int n = 0; n < S::Tiles; ++n) mma(acc[n][i & 1], a0, a1, a2, a3, q.b[n][i][0], q.b[n][i][1]);
       if constexpr (Key::kNormCorrected) {
@@ -125,7 +136,7 @@ struct SlotKernel : SlotFeed<C> {
       }
     }
     float unit[2] = {k_scale[0] * p.k_table_scale, k_scale[1] * p.k_table_scale};
-    if constexpr (Key::kNormCorrected) unit[0] *= rsqrtf(squares[0] + 1e-14f), unit[1] *= rsqrtf(squares[2] + 1e-14f);
+    if constexpr (Key::kNormCorrected) unit[0] *= rsqrt_fast(squares[0] + 1e-14f), unit[1] *= rsqrt_fast(squares[2] + 1e-14f);
 #pragma unroll
     for (int n = 0; n < S::Tiles; ++n)
 #pragma unroll
@@ -135,30 +146,52 @@ struct SlotKernel : SlotFeed<C> {
       }
   }
 
-  /// 16 tokens of a head, in shared memory from `at` on; `free` is announced when all that is needed of them is in registers.
-  __device__ __forceinline__ void tile(RowState<S>& st, const QueryFragments<S>& q, std::uint32_t at, std::uint32_t free, bool k_odd,
-                                       bool v_odd, int seq_len, int first, bool edge, std::uint32_t lane_base, std::uint32_t select0,
-                                       std::uint32_t select1) const {
+  /// Where in a stage a lane reads: rows of tokens g and g + 8 (and of their key words), rows of values of tokens 2t and on. Constant, and kept in registers.
+  struct Lanes {
+    std::uint32_t row, key, key_turn, value, value_turn;
+  };
+  __device__ __forceinline__ Lanes lanes(int head_at, bool k_odd, bool v_odd) const {
+    const std::uint32_t row = head_at + g * p.token_at, key = row + Key::lane_at(t) - (Key::kMend && k_odd ? 2 : 0);
+    const std::uint32_t value = head_at + 2 * t * p.token_at + C::kValues + Value::lane_at(g) - (Value::kMend && v_odd ? 2 : 0);
+    return {opaque(row), opaque(key & ~3u), opaque((key & 2) * 8), opaque(Value::kAligned ? value & ~3u : value),
+            opaque(Value::turn(value))};
+  }
+
+  /// 16 tokens of a head, in the stage at `at`; `free` is announced when all that is needed of them is in registers. KOdd: Key::kByParity.
+  template <bool KOdd>
+  __device__ __forceinline__ void tile(RowState<S>& st, const QueryFragments<S>& q, std::uint32_t at, const Lanes& lanes,
+                                       std::uint32_t free, bool k_odd, bool v_odd, int seq_len, int first, bool edge,
+                                       std::uint32_t lane_base, std::uint32_t select0, std::uint32_t select1) const {
     typename Key::Raw k;
     typename Value::Raw v;
-    const std::uint32_t row[2] = {at + g * p.token_at, at + (g + 8) * p.token_at};
+    const std::uint32_t eight = p.token_at * 8;
+    const std::uint32_t row[2] = {at + lanes.row, at + lanes.row + eight}, k_at[2] = {at + lanes.key, at + lanes.key + eight};
+    const std::uint32_t v_from = at + lanes.value, v_half = v_from + eight;
+    const std::uint32_t v_at[2][2] = {{v_from, v_from + p.token_at}, {v_half, v_half + p.token_at}};
     float k_scale[2], v_scale[2], v_zero[2];
-    Key::load(k, row, t, k_odd, k_scale);
-    const std::uint32_t v_from = at + 2 * t * p.token_at + C::kValues, v_half = v_from + 8 * p.token_at;
-    const std::uint32_t v_row[2][2] = {{v_from, v_from + p.token_at}, {v_half, v_half + p.token_at}};
-    Value::load(v, v_row, g, v_odd);
+    Key::template load<KOdd>(k, k_at, lanes.key_turn);
+    Value::load(v, v_at, lanes.value_turn);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const auto number = [&](int offset) {
-        return __half2float(__ushort_as_half((std::uint16_t)lds16(row[h] + C::kValues + Value::kBytes + offset)));
-      };
-      v_scale[h] = number(0);
-      v_zero[h] = number(2) + Value::kLevel * v_scale[h];
+      const auto number = [&](int offset) { return __half2float(__ushort_as_half((std::uint16_t)lds16(row[h] + offset))); };
+      k_scale[h] = 1.f;
+      if constexpr (Key::kScaleBytes > 0) k_scale[h] = number(Key::kBytes);
+      v_scale[h] = number(C::kValues + Value::kBytes);
+      v_zero[h] = number(C::kValues + Value::kBytes + 2);
+    }
+    if (Key::kMend && k_odd) {
+      const std::uint32_t words[2] = {row[0] - 2, row[1] - 2};
+      Key::mend(k, words, t);
+    }
+    if (Value::kMend && v_odd) {
+      const int back = Value::lane_at(g);
+      const std::uint32_t words[2][2] = {{v_at[0][0] - back, v_at[0][1] - back}, {v_at[1][0] - back, v_at[1][1] - back}};
+      Value::mend(v, words, g);
     }
     __syncwarp();
     if (lane == 0) mbarrier_arrive(free);
     float s[2][S::LaneRows];
-    logits(q, k, lane_base, k_scale, s);
+    logits<KOdd>(q, k, lane_base, k_scale, s);
     if (edge) {
       const int length = opaque(seq_len);  // rare: nothing of it may take registers in between
       const Tokens tokens(p, length);
@@ -167,139 +200,119 @@ struct SlotKernel : SlotFeed<C> {
     }
     std::uint32_t weights[S::Tiles][2][S::Parities][2];
     softmax_tile<S, true>(st, s, v_scale, v_zero, select0, select1, weights);
-    values_tile<S>(st, weights, [&](int h, int odd, int i) { return Value::pair(v, h, odd, i, lane_base); });
-  }
-
-  /// The warp's state as a part in the workspace.
-  __device__ __forceinline__ void write_part(RowState<S>& st, int seq, int head, int group, bool v_odd) const {
-    const std::int64_t part = (std::int64_t)(seq + (int)blockIdx.x) * p.groups + group;
-    const std::int64_t row0 = (part * p.heads + head) * rows();
-#pragma unroll
-    for (int r = 0; r < S::LaneRows; ++r)
-#pragma unroll
-      for (int o = 4; o < 32; o <<= 1) {
-        st.l[r] += __shfl_xor_sync(~0u, st.l[r], o);
-        st.z[r] += __shfl_xor_sync(~0u, st.z[r], o);
-      }
-    const float unit = st.v_unit > 0.f ? 1.f / st.v_unit : 0.f;
-#pragma unroll
-    for (int r = 0; r < S::LaneRows; ++r) {
-      const int row = S::row(t, r), n = r / 2, c = r % 2;
-      if (row >= rows()) continue;
-#pragma unroll
-      for (int i = 0; i < D / 32; ++i) {
-        float out[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int pair = Value::chunk_pair(i, j), second = Value::chunk_second(i, j);
-          const float o = S::Packed ? st.o[0][0][pair / 2][pair % 2 * 2 + second] : st.o[n][second][pair / 2][pair % 2 * 2 + c];
-          out[j] = o * unit + st.z[r];
-        }
-        __stcg(reinterpret_cast<float4*>(p.partial + (row0 + row) * D + Value::chunk_dim(g, i, v_odd)),
-               make_float4(out[0], out[1], out[2], out[3]));
-      }
-      if (g == 0) __stcg(p.partial_sums + row0 + row, make_float2(st.m[r], st.l[r]));
-    }
+    values_tile<S>(st, weights, [&](int h, int odd, int i) { return Value::pair(v, h, odd, i); });
   }
 
   __device__ __forceinline__ void work(const Plan& plan, Pair pair) const {
     const int head = warp % p.heads, group = warp / p.heads;
     const std::uint32_t head_at = head * p.head_at;
     const bool k_odd = head_at & 2, v_odd = (head_at + C::kValues) & 2;
-    const std::uint32_t lane_base = kTableAddress | lane * 4;
-    const std::uint32_t select0 = g % 2 == 0 ? 0x4410 : 0x1044, select1 = g % 2 == 0 ? 0x4432 : 0x3244;
+    const std::uint32_t lane_base = opaque(kTableAddress | lane * 4);
+    const std::uint32_t select0 = opaque(g % 2 == 0 ? 0x4410 : 0x1044), select1 = opaque(g % 2 == 0 ? 0x4432 : 0x3244);
+    const Lanes lane_constants = lanes(head_at, k_odd, v_odd);
+    if (head == 0) begin_feed(plan, pair, group);
+    __syncthreads();  // tables and barriers are there, and page numbers: behind the stream of units they would come late, and so would queries
+    const std::uint32_t ring = C::kRing + group * 32;
+    std::uint32_t stage = ring, parity = 0;
+    int asked = 0;
+    if (p.fresh_tokens >= 0) {
+      if (head == 0) asked = ask_until(plan, group, 0, min(early_end(pair), plan.end), stage);
+      wait_for_previous_kernels();
+    }
     QueryFragments<S> q;
     load_queries(pair.seq, head, k_odd, q);
-    if (head == 0) begin_feed(plan, pair, group);
-    __syncthreads();  // tables and barriers are there, and queries and page numbers: behind the stream of units they would come late
-    if (head == 0) {
-#pragma unroll 1
-      for (int i = 0; i < p.turns; ++i) ask(plan, group, i, group + i * p.groups);
-    }
-    int stage = group, parity = 0;
-    int due = head;  // turns until it is this warp's to feed
+    if (pair.end() < plan.end) ask_queries(pair.seq + 1, head);
+    __syncthreads();
+    if (head == 0) ask_until(plan, group, asked, plan.end, stage);
+    launch_dependents();
+    stage = ring;
+    int turn = head;  // the next one that is this warp's to feed
+    int due = head;   // turns until it is this warp's to feed
 #pragma unroll 1
     for (int unit = plan.begin + group;;) {
       RowState<S> st;
       st.reset();
-      int first_tile, tiles, safe_first, safe_count;
+      int first_tile, tiles_end, safe_first, safe_count;
       {
         const Tokens tokens = pair.tokens(p);
         first_tile = tokens.first_tile() - pair.begin;
-        tiles = tokens.tiles();
+        tiles_end = pair.begin + tokens.tiles();  // behind it lie units without tokens
         Mask{tokens.seq_len, p.q_len, p.window, tokens.begin, tokens.end}.safe_tiles(safe_first, safe_count);
       }
       const int end = min(pair.end(), plan.end);
 #pragma unroll 1
       for (; unit < end; unit += p.groups) {
         if (due == 0) {
-          go_on_feeding(plan, group, unit, stage, parity);
+          go_on_feeding(plan, group, turn, stage, parity);
+          turn += p.heads;
           due = p.heads;
         }
         --due;
-        mbarrier_wait(C::kFull + stage * 8, parity);
+        std::uint32_t place[2];  // of the unit, and the stage behind it
+        lds64(stage + Base::kData, place);
+        mbarrier_wait(stage, parity);
         const int index = first_tile + unit;
-        if (tiles > 0) {
-          tile(st, q, stage_address(stage) + head_at, C::kEmpty + stage * 8, k_odd, v_odd, pair.seq_len, index * kTile,
-               (unsigned)(index - safe_first) >= (unsigned)safe_count, lane_base, select0, select1);
+        if (unit < tiles_end) {
+          const auto work_on = [&](auto odd) {
+            tile<decltype(odd)::value>(st, q, place[0], lane_constants, stage + Base::kEmpty, k_odd, v_odd, pair.seq_len, index * kTile,
+                                       (unsigned)(index - safe_first) >= (unsigned)safe_count, lane_base, select0, select1);
+          };
+          if (Key::kByParity && k_odd) {
+            work_on(std::bool_constant<Key::kByParity>());
+          } else {
+            work_on(std::false_type());
+          }
         } else if (lane == 0) {
-          mbarrier_arrive(C::kEmpty + stage * 8);
+          mbarrier_arrive(stage + Base::kEmpty);
         }
-        stage += p.groups;
-        if (stage >= p.stages) stage -= p.stages, parity ^= 1;
+        parity = (parity ^ place[1]) & 1;
+        stage = place[1] & ~1u;
       }
-      write_part(st, pair.seq, head, group, v_odd);
-      if (pair.end() >= plan.end) return;
+      finish(st, plan, pair, head, group, v_odd);
+      if (pair.end() >= plan.end) break;
       pair.next(p);
       load_queries(pair.seq, head, k_odd, q);
+      if (pair.end() < plan.end) ask_queries(pair.seq + 1, head);
     }
+    this->finish_opening(plan, head, group);
   }
 
-  /// The table of every byte, each entry 32 times, K's and V's beside each other (fused_dequant.cuh). Values are integers.
+  /// The keys' table: an entry of every byte, 32 times (fused_dequant.cuh).
   __device__ __forceinline__ void fill_tables() const {
     if constexpr (C::kEntries > 0) {
-      std::uint32_t entry = 0;
-      if constexpr (Key::kEntries > 0) {
-        entry = __ldg(p.k_pairs + (warp * 16 + lane % 16) % Key::kEntries);
-        const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&entry));
-        entry = pack_half2(v.x * kGain, v.y * kGain);
-      }
+      constexpr int kCodes = 256 / C::Warps;  // of a warp
+      std::uint32_t entry = __ldg(p.k_pairs + table_code<Key::kEntries>(warp * kCodes + lane % kCodes));
+      const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&entry));
+      entry = pack_half2(v.x * kGain, v.y * kGain);
 #pragma unroll 4
-      for (int i = 0; i < 16; ++i) {
-        const std::uint32_t at = kTableAddress + (warp * 16 + i) * 256 + lane * 4;
-        sts32(at, __shfl_sync(~0u, entry, i));
-        if constexpr (Value::kEntries > 0) {
-          constexpr int kLevels = Value::kEntries == 64 ? 8 : 4;
-          sts32(at + 128, pack_half2((float)(i % kLevels) - Value::kLevel, (float)((warp * 16 + i) / kLevels % kLevels) - Value::kLevel));
-        }
-      }
+      for (int i = 0; i < kCodes; ++i) sts32(kTableAddress + (warp * kCodes + i) * 256 + lane * 4, __shfl_sync(~0u, entry, i));
     }
   }
 
   __device__ __forceinline__ void run() const {
-    if (warp == 0) {
-      for (int i = lane; i < p.stages; i += 32) {
-        mbarrier_init_count(C::kFull + i * 8, 1);
-        mbarrier_init_count(C::kEmpty + i * 8, p.heads);
-      }
-      fence_mbarrier_init();
-    }
+    if (warp == 0) this->open_ring();
     fill_tables();
-    wait_for_previous_kernels();
-    launch_dependents();
+    // Programmatic dependent launch: when the caller promises that the kernel just before writes none of it (fresh_tokens), all up to the queries happens while
+    // that kernel ends, and the first units are asked for.
+    if (p.fresh_tokens < 0) wait_for_previous_kernels();
     Plan plan;
-    Pair first;
-    if (!make_plan(p, lane, lane < p.num_seqs ? __ldg(p.seq_lens + lane) : 0, plan, first)) return;
+    Pair pair;
+    // A unit keeps a group of warps busy, of which there are 2 with 8 heads; 6 units take as long as the end of a sequence inside of a piece.
+    if (!make_plan<2, 6>(p, lane, lane < p.num_seqs ? __ldg(p.seq_lens + lane) : 0, plan, pair)) return;
+    if (warp == 0 && lane == 0) sts128_words<0>(C::kOpening, plan.length, pair.seq, pair.begin, pair.end());
     if (warp < p.heads * p.groups) {
-      work(plan, first);
-    } else {
+      work(plan, pair);
+    } else {  // one more than heads can use
       __syncthreads();
+      if (p.fresh_tokens >= 0) wait_for_previous_kernels();
+      __syncthreads();
+      launch_dependents();
     }
   }
 };
 
 template <class C>
-__global__ void __launch_bounds__(kSlotWarps * 32, 1) slot_decode_kernel(const __grid_constant__ SlotParams p) {
+__global__ void __launch_bounds__(C::Warps * 32, 1) slot_decode_kernel(const __grid_constant__ SlotParams p) {
   TQ4_DYNAMIC_SHARED(std::uint8_t, shared);
   if (threadIdx.x == 0 && shared_address(shared) > kSharedBase) __trap();  // the fixed addresses need the usual 1 KiB of system use
   SlotKernel<C>(p, threadIdx.x).run();

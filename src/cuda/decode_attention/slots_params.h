@@ -7,7 +7,7 @@
 namespace tq4::gpu::fused {
 
 /// Params' own members mean what they mean to the fused kernel, but for: num_kv_heads, which is 1 here (a unit of the line is 16 tokens of all
-/// heads of a sequence), and its pages, matrices, centres, exact tokens and parts, which are not used.
+/// heads of a sequence), and its pages, matrices, centres and exact tokens, which are not used.
 struct SlotParams : Params {
   const std::uint8_t* pages;
   std::int64_t page_stride;
@@ -17,7 +17,6 @@ struct SlotParams : Params {
   int copies;              ///< bulk copies a unit: 1, or one a head where pages keep the tokens of a head together
   std::uint32_t copy_at;   ///< bytes from copy to copy in pages
   std::uint32_t copy_bytes;
-  int blocks;      ///< of the main launch
   int groups;      ///< groups of `heads` warps; they take turns at the units
   int stages;      ///< units in flight, a multiple of groups
   int turns;       ///< stages / groups
@@ -25,9 +24,8 @@ struct SlotParams : Params {
   std::uint32_t stage_bytes;
   const float* signs;  ///< of the queries' Hadamard transform, or null
   int hadamard;        ///< queries are transformed (else they are in the keys' space already)
-  float*
-      partial;  ///< part of sequence s from block c and group e of its warps at index (s + c) * groups + e: [heads * group * q_len][D] floats
-  float2* partial_sums;  ///< likewise, (largest logit, sum) a row
+  int part_words;      ///< of a block's part in Params::parts: [heads * group * q_len][D] and 2 a row; a multiple of 4
+  float* openings;     ///< likewise a block, for the sequence with which its piece begins; holds anything before and after a launch
 };
 
 }  // namespace tq4::gpu::fused

@@ -3,6 +3,7 @@
 
 #include "cuda/check.h"
 #include "cuda/decode_attention/fused.h"
+#include "cuda/decode_attention/slots.h"
 #include "cuda/prefill_attention/flash.h"
 #include "tq4/prefill.h"
 
@@ -66,10 +67,11 @@ PrefillParams prefill_params(const LayerStepParams& p) {
   return f;
 }
 
-/// The beginning of the workspace is the fused kernel's, of any number of new tokens: what else a step keeps there lies behind it, so that steps that
+/// The beginning of the workspace is the fused or the slots kernel's, of any number of new tokens: what else a step keeps there lies behind it, so that steps that
 /// prefill and steps that decode can take turns at one workspace.
 std::size_t kept_bytes(const DeviceCodec& codec, const LayerStepParams& p) {
   std::size_t most = 0;
+  if (p.cache.layout.kind == LayoutKind::Vllm) return slots_kept_bytes(codec);
   if (p.cache.layout.kind != LayoutKind::Native) return most;
   DecodeParams d = decode_params(p);
   for (d.q_len = 1; d.q_len <= 16; ++d.q_len) most = std::max(most, fused_workspace_bytes(codec, d));
@@ -77,6 +79,9 @@ std::size_t kept_bytes(const DeviceCodec& codec, const LayerStepParams& p) {
 }
 bool takes_fused(const DeviceCodec& codec, const LayerStepParams& p) {
   return decodes(p) && fused_supported(codec, decode_params(p), nullptr);
+}
+bool takes_slots(const DeviceCodec& codec, const LayerStepParams& p) {
+  return decodes(p) && slots_supported(codec, decode_params(p), nullptr);
 }
 /// What the attention of this step needs behind that.
 std::size_t attention_bytes(const DeviceCodec& codec, const LayerStepParams& p) {
@@ -116,9 +121,9 @@ void update_and_attend(const DeviceCodec& codec, const LayerStepParams& p, Strea
   if (decodes(p)) {
     DecodeParams d = decode_params(p);
     d.out = out;
-    const bool fused = takes_fused(codec, p);
-    d.workspace = fused ? p.workspace : base;
-    d.workspace_bytes = p.workspace_bytes - (fused ? 0 : kept);
+    const bool keeps = takes_fused(codec, p) || takes_slots(codec, p);
+    d.workspace = keeps ? p.workspace : base;
+    d.workspace_bytes = p.workspace_bytes - (keeps ? 0 : kept);
     decode(codec, d, stream);
   } else {
     require(p.cu_q, "cu_q must be given", kWhere);

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -132,6 +133,8 @@ inline std::uint32_t bits_above_three(float a, float b) {
 inline float inverse_fast(float x) { return 1.0f / x; }
 inline std::uint32_t select_bits(std::uint32_t x, std::uint32_t mask, std::uint32_t y) { return (x & mask) | (y & ~mask); }
 inline float exp2_fast(float x) { return exp2f(x); }
+inline float rsqrt_fast(float x) { return 1.f / std::sqrt(x); }
+inline std::uint32_t pick_bytes(std::uint32_t low, std::uint32_t high, std::uint32_t select) { return __byte_perm(low, high, select); }
 inline std::uint32_t fma_half2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   std::uint32_t v = 0;
   for (int e = 0; e < 32; e += 16) {
@@ -222,6 +225,7 @@ inline void fence_bulk_copies() {}
 // ---- Between thread blocks and launches ----
 
 inline std::uint32_t count_acq_rel(std::uint32_t* counter) { return (*counter)++; }
+inline void prefetch_l1(const void*) {}
 template <int N>
 void store_relaxed(std::uint32_t* at, const std::uint32_t (&v)[N]) {
   std::memcpy(at, v, sizeof(v));
