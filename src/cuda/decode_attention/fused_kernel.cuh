@@ -26,6 +26,7 @@ struct Kernel : Merges<C> {
   std::uint32_t lane_base = 0;                           // this lane's column of the tables
   std::uint32_t key_at = 0, value_at = 0, scale_at = 0;  // what this lane reads of a tile
   std::uint32_t odd_g = 0;                               // whether g is odd, where tiles are read in turned order
+  std::uint32_t stages = C::Stages;                      // that a warp uses of its ring
 
   /// What a lane needs for every tile stays in a register (opaque) instead of being worked out again each time.
   __device__ __forceinline__ static std::uint32_t kept(std::uint32_t v) { return C::MemoryBound ? v : opaque(v); }
@@ -225,11 +226,11 @@ struct Kernel : Merges<C> {
   }
 
   /// Goes on to the next stage of the ring: 1 when that is its first. A warp's mbarriers begin at a multiple of 64 bytes, so theirs say which stage it is.
-  __device__ __forceinline__ static std::uint32_t next_stage(std::uint32_t& slot, std::uint32_t& bar) {
+  __device__ __forceinline__ std::uint32_t next_stage(std::uint32_t& slot, std::uint32_t& bar) const {
     slot += C::SlotBytes;
     bar += 8;
-    if (bar % 64 != C::Stages * 8 % 64) return 0;
-    slot -= C::RingBytes, bar -= C::Stages * 8;
+    if (bar % 64 != stages * 8 % 64) return 0;
+    slot -= stages * C::SlotBytes, bar -= stages * 8;
     return 1;
   }
 
@@ -259,6 +260,7 @@ struct Kernel : Merges<C> {
     __syncthreads();
     round.wake(C::kRound);
     if (round.pairs == 0) return;
+    if (C::MemoryBound && round.length <= 12 * C::Warps) stages = 2;  // queries that come late wait behind fewer tiles
     first = this->pair_at(0);
     std::uint32_t stage = 0, parity = 0;
 
@@ -283,7 +285,7 @@ struct Kernel : Merges<C> {
       std::uint32_t to = slot, to_bar = bar;
       int asked = 0;
       if (round.first() && early) {
-        const int ask = loader.alive() ? min(loader.early(p), C::Stages) : 0;
+        const int ask = loader.alive() ? min(loader.early(p), (int)stages) : 0;
 #pragma unroll 1
         for (; asked < ask; ++asked) {
           loader.load_within(p, to, to_bar, policy);
@@ -306,7 +308,7 @@ struct Kernel : Merges<C> {
       __syncthreads();
       to = slot, to_bar = bar;
 #pragma unroll 1
-      for (int i = 0; i < C::Stages && loader.alive(); ++i) {
+      for (int i = 0; i < (int)stages && loader.alive(); ++i) {
         if (i >= asked) loader.load(p, lane, to, to_bar, policy);
         next_stage(to, to_bar);
       }

@@ -77,14 +77,22 @@ struct Pair {
 };
 
 /// How long a block's piece is, and how many empty units end every pair. `units`: of all pairs of a head; shortest, longest: of a pair.
-/// - Where half of the blocks do with four tiles a warp, no more take part: fewer parts to merge, and the next launch begins on the other multiprocessors.
-/// - Pairs of one length (those of one sequence, above all) and pieces are fitted to each other where that costs little: whole pairs a piece, or whole pieces
-///   a pair. Little: a sixteenth of a piece, and no more than Most units or, Most being 0, whole pieces a pair only up to 24 tiles a warp.
+/// - Where half of the blocks do with two tiles a warp (four, with a block for nearly every pair), no more take part: fewer parts to merge, and the next launch
+///   begins on the other multiprocessors.
+/// - Few pairs of short pieces leave a block a pair unused: those in which pairs end are the last to end, and the next launch need not wait for their multiprocessors.
+/// - Pairs of one length (those of one sequence, above all) and pieces are fitted to each other where that costs little: whole pairs a piece, or, up to 24
+///   tiles a warp, whole pieces a pair.
 /// - Else empty units stand for the work at a pair's end, or blocks with many short pairs end last.
 template <int Warps, int Most>
 __device__ __forceinline__ void fit_pieces(const Params& p, int units, int shortest, int longest, int& length, int& empty) {
   const int total = units * p.num_kv_heads, half = (int)gridDim.x / 2;
-  const int blocks = total <= half * 4 * Warps ? half : (int)gridDim.x, pairs = p.num_seqs * p.num_kv_heads;
+  const int pairs = p.num_seqs * p.num_kv_heads;
+  int blocks = (int)gridDim.x;
+  if (total <= half * (pairs * 2 > half ? 4 : 2) * Warps) {
+    blocks = half;
+  } else if (pairs * 12 <= blocks && total <= blocks * 12 * Warps) {
+    blocks = (divide_near(blocks, pairs) - 1) * pairs;
+  }
   length = divide(total + blocks - 1, blocks);
   empty = 0;
   if (shortest == longest && (Most > 0 || pairs > blocks || length <= 24 * Warps)) {
