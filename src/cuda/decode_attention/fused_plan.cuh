@@ -1,6 +1,6 @@
 // How the work of a launch is dealt, worked out on the device from seq_lens, so that a captured graph stays right while lengths grow.
 // A unit is a tile of 16 compressed tokens of one (sequence, kv head) pair or, as many bytes, 4 of its exact ones, which come first.
-// The units of all pairs form one line, cut into equal pieces, one a thread block (stream-K); fit_pieces() says how long. Pairs go by kv head, then
+// The units of all pairs form one line, cut into equal pieces (but see late_units()), one a thread block (stream-K); fit_pieces() says how long. Pairs go by kv head, then
 // sequence: short sequences, whose pairs cost more than their units, then do not come num_kv_heads at a time. A block works through its piece in
 // rounds of at most C::Pairs pairs; within a round every warp takes an equal share of consecutive units. Parts of a pair meet again in the merge.
 #pragma once
@@ -50,7 +50,7 @@ struct Tokens {
   __device__ __forceinline__ int units() const { return max(exact_units() + tiles(), 1); }
 };
 
-/// A block's piece of the line: [begin, end). Piece c is [c * length, (c + 1) * length).
+/// A block's piece of the line: [begin, end). length: of all pieces but the last ones (late_units()).
 struct Plan {
   int length, begin, end;
 };
@@ -76,26 +76,46 @@ struct Pair {
   }
 };
 
-/// How long a block's piece is, and how many empty units end every pair. `units`: of all pairs of a head; shortest, longest: of a pair.
-/// - Where half of the blocks do with two tiles a warp (four, with a block for nearly every pair), no more take part: fewer parts to merge, and the next launch
-///   begins on the other multiprocessors.
-/// - Few pairs of short pieces leave a block a pair unused: those in which pairs end are the last to end, and the next launch need not wait for their multiprocessors.
-/// - Pairs of one length (those of one sequence, above all) and pieces are fitted to each other where that costs little: whole pairs a piece, or, up to 24
-///   tiles a warp, whole pieces a pair.
+// Pieces are equal but for those of the last blocks of a launch: these begin last, on multiprocessors that the launch before frees last, and have no tiles asked for
+// early. Where work is long and launches overlap, their pieces are two and a half tiles a warp shorter. The length of the others says whether it is.
+
+template <int Warps>
+__device__ __forceinline__ int late_units(const Params& p, int length) {
+  return Warps >= 8 && p.fresh_tokens >= 0 && length > 24 * Warps ? 5 * Warps / 2 : 0;
+}
+__device__ __forceinline__ int late_blocks() { return (int)gridDim.x / 16; }
+/// First unit of block `block`. late: late_units().
+__device__ __forceinline__ int piece_begin(int block, int length, int late) {
+  return block * length - max(block - (int)gridDim.x + late_blocks(), 0) * late;
+}
+/// The block whose piece unit `unit` is in.
+__device__ __forceinline__ int block_of(int unit, int length, int late) {
+  const int first_late = (int)gridDim.x - late_blocks(), at = first_late * length;
+  return unit < at ? divide_near(unit, length) : first_late + divide_near(unit - at, length - late);
+}
+
+/// How long a block's piece is, and how many empty units end every pair. `units`: of all pairs of a head; shortest, longest: of a pair. Most: 0, or for
+/// the kernel of vLLM's slots by how many units at most a piece is made longer.
+/// - Where half of the blocks do with two tiles a warp (four, with a block for nearly every pair; slots: four), no more take part: fewer parts to merge, and the
+///   next launch begins on the other multiprocessors.
+/// - Few pairs of short pieces leave a block a pair unused (not slots): those in which pairs end are the last to end, and the next launch need not wait for their
+///   multiprocessors.
+/// - Pairs of one length (those of one sequence, above all) and pieces of up to 24 tiles a warp (slots: all) are fitted to each other where that costs a sixteenth
+///   or less: whole pairs a piece, or whole pieces a pair.
 /// - Else empty units stand for the work at a pair's end, or blocks with many short pairs end last.
 template <int Warps, int Most>
 __device__ __forceinline__ void fit_pieces(const Params& p, int units, int shortest, int longest, int& length, int& empty) {
-  const int total = units * p.num_kv_heads, half = (int)gridDim.x / 2;
-  const int pairs = p.num_seqs * p.num_kv_heads;
+  constexpr int kFitted = Most > 0 ? 0x3fffffff : 24 * Warps;  // the longest piece that is
+  const int total = units * p.num_kv_heads, pairs = p.num_seqs * p.num_kv_heads, half = (int)gridDim.x / 2;
   int blocks = (int)gridDim.x;
-  if (total <= half * (pairs * 2 > half ? 4 : 2) * Warps) {
+  if (total <= half * (Most > 0 || pairs * 2 > half ? 4 : 2) * Warps) {
     blocks = half;
-  } else if (pairs * 12 <= blocks && total <= blocks * 12 * Warps) {
+  } else if (Most == 0 && pairs * 12 <= blocks && total <= blocks * 12 * Warps) {
     blocks = (divide_near(blocks, pairs) - 1) * pairs;
   }
   length = divide(total + blocks - 1, blocks);
   empty = 0;
-  if (shortest == longest && (Most > 0 || pairs > blocks || length <= 24 * Warps)) {
+  if (shortest == longest && length <= kFitted) {
     int fitted;
     if (pairs <= blocks) {
       const int most = divide_near(blocks, pairs);
@@ -104,14 +124,17 @@ __device__ __forceinline__ void fit_pieces(const Params& p, int units, int short
       fitted = divide_near(pairs + blocks - 1, blocks) * longest;
     }
     const int little = length / 16 + 1;
-    if (fitted - length <= (Most > 0 ? min(little, Most) : little)) {
+    if (fitted <= kFitted && fitted - length <= (Most > 0 ? min(little, Most) : little)) {
       if (pairs <= blocks) empty = divide_near(longest + fitted - 1, fitted) * fitted - longest;
       length = fitted;
       return;
     }
   }
   empty = min(length / 32, longest / (shortest == longest ? 64 : 32));
-  length = divide((units + empty * p.num_seqs) * p.num_kv_heads + blocks - 1, blocks);
+  const int all = (units + empty * p.num_seqs) * p.num_kv_heads;
+  length = divide(all + blocks - 1, blocks);
+  if (const int late = late_units<Warps>(p, length))
+    length = divide(all + late * late_blocks() + blocks - 1, blocks);  // of all blocks, work being long
 }
 
 /// The plan and the pair at the beginning of the block's piece, by one warp or by each for itself; the lanes scan the sequences, 32 a round. Returns false when the block has no work.
@@ -136,8 +159,9 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
   }
   total = head_units * p.num_kv_heads;
   if constexpr (Warps == 0) plan.length = divide(total + gridDim.x - 1, gridDim.x);
-  plan.begin = blockIdx.x * plan.length;
-  plan.end = min(plan.begin + plan.length, total);
+  const int late = Warps > 0 ? late_units<Warps>(p, plan.length) : 0;
+  plan.begin = piece_begin((int)blockIdx.x, plan.length, late);
+  plan.end = min(piece_begin((int)blockIdx.x + 1, plan.length, late), total);
   if (plan.begin >= total) return false;
   pair.head = divide_near(plan.begin, head_units);
   int base = pair.head * head_units;
