@@ -223,7 +223,7 @@ struct Merges : Rotations<C> {
       const int begin = pair_word(slot, 4);
       Round round;
       round.wake(C::kRound);
-      if (begin < round.piece_begin) add_parts(block_of(begin, round.length, late_units<C::Warps>(p, round.length)), blockIdx.x, row, sum);
+      if (begin < round.piece_begin) add_parts(block_of(begin, round.length, late_units<C::Warps>(round.length)), blockIdx.x, row, sum);
       const float unit = sum.l > 0.f ? 1.f / sum.l : 0.f;
 #pragma unroll
       for (int d = 0; d < LaneDims; d += 2)

@@ -77,11 +77,11 @@ struct Pair {
 };
 
 // Pieces are equal but for those of the last blocks of a launch: these begin last, on multiprocessors that the launch before frees last, and have no tiles asked for
-// early. Where work is long and launches overlap, their pieces are two and a half tiles a warp shorter. The length of the others says whether it is.
+// early. Where work is long their pieces are two and a half tiles a warp shorter; the length of the others says whether it is. Not only where launches overlap, or results would depend on it.
 
 template <int Warps>
-__device__ __forceinline__ int late_units(const Params& p, int length) {
-  return Warps >= 8 && p.fresh_tokens >= 0 && length > 24 * Warps ? 5 * Warps / 2 : 0;
+__device__ __forceinline__ int late_units(int length) {
+  return Warps >= 8 && length > 24 * Warps ? 5 * Warps / 2 : 0;
 }
 __device__ __forceinline__ int late_blocks() { return (int)gridDim.x / 16; }
 /// First unit of block `block`. late: late_units().
@@ -133,7 +133,7 @@ __device__ __forceinline__ void fit_pieces(const Params& p, int units, int short
   empty = min(length / 32, longest / (shortest == longest ? 64 : 32));
   const int all = (units + empty * p.num_seqs) * p.num_kv_heads;
   length = divide(all + blocks - 1, blocks);
-  if (const int late = late_units<Warps>(p, length))
+  if (const int late = late_units<Warps>(length))
     length = divide(all + late * late_blocks() + blocks - 1, blocks);  // of all blocks, work being long
 }
 
@@ -159,7 +159,7 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
   }
   total = head_units * p.num_kv_heads;
   if constexpr (Warps == 0) plan.length = divide(total + gridDim.x - 1, gridDim.x);
-  const int late = Warps > 0 ? late_units<Warps>(p, plan.length) : 0;
+  const int late = Warps > 0 ? late_units<Warps>(plan.length) : 0;
   plan.begin = piece_begin((int)blockIdx.x, plan.length, late);
   plan.end = min(piece_begin((int)blockIdx.x + 1, plan.length, late), total);
   if (plan.begin >= total) return false;
