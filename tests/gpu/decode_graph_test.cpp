@@ -81,6 +81,25 @@ TEST(DecodeGraph, EarlyStartsChangeNothing) {
   }
 }
 
+// Long pieces are not all equal: the last blocks' are shorter. 52,000 tiles are long for 132 multiprocessors.
+TEST(DecodeGraph, LongPieces) {
+  TQ4_REQUIRE_DEVICE();
+  DecodeCase c;
+  c.dim = 64;
+  c.q_heads = c.kv_heads = 8;
+  c.lengths = {100000, 5, 4000};
+  DecodeProblem problem(c, 31);
+  problem.params().fresh_tokens = -1;
+  problem.run();
+  const std::vector<std::uint8_t> plain = problem.out();
+  EXPECT_LT(problem.errors().out, 2e-3);
+  problem.params().fresh_tokens = 1;
+  for (int i = 0; i < 2; ++i) {
+    problem.run();
+    EXPECT_EQ(problem.out(), plain);
+  }
+}
+
 TEST(DecodeGraph, RefusesAWrongPromise) {
   TQ4_REQUIRE_DEVICE();
   DecodeProblem problem(DecodeCase{}, 5);
