@@ -588,6 +588,10 @@ int main(int argc, char** argv) {
   if (pages) {
     constexpr RotationKind kOwn = RotationKind::None;
     const std::vector<int> dims = argc > 3 ? std::vector<int>{std::atoi(argv[3])} : std::vector<int>{128, 64, 256};
+    if (argc > 5) {  // one codec in one layout
+      all_pages(argv[4], kOwn, argv[5], dims[0], 8, 524288 / dims[0]);
+      return 0;
+    }
     for (const int dim : dims) {
       for (const char* layout : {"turboquant-vllm", "padded"}) step("turboquant-vllm", kOwn, dim, 32, false, layout);
       for (const char* codec : {"vllm:k8v4", "vllm:4bit_nc", "vllm:k3v4_nc", "vllm:3bit_nc"}) step(codec, kOwn, dim, 32, false, "vllm");

@@ -3,8 +3,8 @@
 #include "cuda/dequant/dequant_pages.h"
 
 #include "cuda/dequant/dequant.cuh"
+#include "cuda/dequant/direct_pages.cuh"
 #include "cuda/dequant/hadamard.cuh"
-#include "cuda/dequant/page_rows.cuh"
 #include "cuda/launch.cuh"
 
 namespace tq4::gpu {
@@ -94,35 +94,54 @@ bool pages(const DeviceCodec& codec, const DequantPagesParams& p, bool tiled, St
   a.max_seq_len = p.max_seq_len;
   a.k_out = p.k_out;
   a.v_out = p.v_out;
-  const auto direct = [&](const RowCodec& r, const void* out) { return !tiled && direct_serves(r, p.rotated, out); };
+  const auto direct = [&](const RowCodec& r, const void* out) { return !tiled && direct_serves(r, a.cache, p.rotated, out); };
   const auto turned = [&](const RowCodec& r, const void* out) { return !p.rotated && inverse_serves(r, out, p.out_dtype, codec.device()); };
   const bool k_direct = direct(a.k, p.k_out), v_direct = direct(a.v, p.v_out);
   if (!p.sequential && p.max_seq_len < (std::int64_t{1} << 31) && (k_direct || turned(a.k, p.k_out)) &&
       (v_direct || turned(a.v, p.v_out))) {
     PageRows rows{};
-    const auto side_of = [&](const RowCodec& r, const PartView& part, bool key, bool unturned, void* out) {
-      return page_side(a.cache, part, key, {r, a.nibbles_high ? 4 : r.bits, a.nibbles_high, unturned ? 1 : inverse_parts(r, p.out_dtype)},
-                       unturned, out);
+    const auto side_of = [&](const RowCodec& r, bool key, bool unturned, void* out) {
+      const InverseSide inverse{r, a.nibbles_high ? 4 : r.bits, a.nibbles_high, unturned ? 1 : inverse_parts(r, p.out_dtype)};
+      return page_side(a.cache, key, inverse, unturned, out);
     };
-    rows.sides[0] = side_of(a.k, a.cache.k, true, k_direct, p.k_out);
-    rows.sides[1] = side_of(a.v, a.cache.v, false, v_direct, p.v_out);
-    rows.cache = a.cache;
+    rows.sides[0] = side_of(a.k, true, k_direct, p.k_out);
+    rows.sides[1] = side_of(a.v, false, v_direct, p.v_out);
+    rows.data = a.cache.data;
+    rows.block_stride = a.cache.block_stride;
+    number_blocks(rows, a.cache.block_size);
+    rows.num_kv_heads = codec.num_kv_heads();
+    rows.head_dim = codec.head_dim();
     rows.dtype = a.dtype;
     rows.block_table = p.block_table;
     rows.block_table_stride = p.block_table_stride;
     rows.seq_lens = p.seq_lens;
     rows.max_seq_len = p.max_seq_len;
     rows.tiled = tiled;
-    const auto lines = static_cast<unsigned>(p.num_seqs * codec.num_kv_heads());
     const auto cuda_stream = static_cast<cudaStream_t>(stream);
-    const auto back = [&](const RowCodec& r, bool unturned) { return unturned || hadamard_back_serves(r, p.out_dtype); };
-    if (k_direct && v_direct) {
-      launch_direct(kWhere, rows, p.max_seq_len, lines, a.k.dim, codec.device(), cuda_stream);
-    } else if (!tiled && back(a.k, k_direct) && back(a.v, v_direct)) {
-      launch_hadamard_back(kWhere, rows, p.max_seq_len, lines, 2, a.k.dim, codec.device(), cuda_stream);
+    const auto heads = static_cast<unsigned>(codec.num_kv_heads());
+    const auto launch = [&](int first_side, int sides, bool unturned) {
+      rows.first_side = first_side;
+      rows.two_sides = sides - 1;
+      const auto lines = static_cast<unsigned>(p.num_seqs * sides);
+      bool hadamard = !tiled;
+      int parts = 1;
+      for (int s = first_side; s < first_side + sides; ++s) {
+        hadamard = hadamard && hadamard_back_serves(rows.sides[s].inverse.codec, p.out_dtype);
+        parts = std::max(parts, rows.sides[s].inverse.parts);
+      }
+      if (unturned) {
+        launch_direct(kWhere, rows, p.max_seq_len, heads, lines, a.k.dim, codec.device(), cuda_stream);
+      } else if (hadamard) {
+        launch_hadamard_back(kWhere, rows, p.max_seq_len, heads, lines, a.k.dim, codec.device(), cuda_stream);
+      } else {
+        launch_inverse(kWhere, rows, p.max_seq_len, heads, lines, a.k.dim, parts, codec.device(), cuda_stream);
+      }
+    };
+    if (k_direct == v_direct) {
+      launch(0, 2, k_direct);
     } else {
-      launch_inverse(kWhere, rows, p.max_seq_len, lines, 2, a.k.dim, std::max(rows.sides[0].inverse.parts, rows.sides[1].inverse.parts),
-                     codec.device(), cuda_stream);
+      launch(0, 1, k_direct);
+      launch(1, 1, v_direct);
     }
     return true;
   }

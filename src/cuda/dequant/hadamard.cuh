@@ -19,14 +19,6 @@ __global__ void __launch_bounds__(kBackThreads, kBackBlocks<D>) hadamard_back(co
   const InverseSide& side = a.side();
   const SideTables& tables = side.codec.t;
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, g = lane >> 2, t = lane & 3;
-  if constexpr (requires { a.direct(); }) {
-    if (a.direct()) {
-      wait_for_previous_kernels();
-      launch_dependents();
-      a.template direct_rows<D, kBackThreads>();
-      return;
-    }
-  }
   const HadamardFragments fragments = hadamard_fragments(false, lane);
   const float table = __ldg(tables.cells + 64 + lane);
   const bool has_signs = tables.hadamard_signs != nullptr, squared = side.codec.norm_correction != 0;

@@ -128,7 +128,6 @@ struct InverseSide {
 /// image_head(), row(i), fetch(raw, row, t) and spread(w, raw): the lane's groups of codes as fetch_groups and spread_groups give them.
 /// Rows of its own order have chunk(out, c) as well: where coordinates 8 c .. 8 c + 7 of the row at `out` go. begin(), where it is: by every thread,
 /// first of all. Rows that keep what they read as it lies there have kRawWords<G> (words that G groups take), spread(w, raw, row) and scale(row).
-/// Where sides may need no matrix, direct() says so and direct_rows<D, Threads>() does them.
 struct InverseRow {
   const std::uint8_t* codes;  ///< the row's, or the tile's it is in
   int token;                  ///< in the tile
@@ -161,6 +160,7 @@ __device__ __forceinline__ float scale_of(const Rows& a, const InverseRow& row) 
     return row.scale;
   }
 }
+
 /// Parts, and a tile that is the same in all lanes: as in rotate_tiles (encode/rotate.cuh).
 template <int D, bool Fine, int Parts, class Rows>
 __global__ void __launch_bounds__(kInverseThreads<D>, 1) inverse_tiles(const __grid_constant__ Rows a) {
@@ -169,14 +169,6 @@ __global__ void __launch_bounds__(kInverseThreads<D>, 1) inverse_tiles(const __g
   const InverseSide& side = a.side();
   const SideTables& tables = side.codec.t;
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, g = lane >> 2, t = lane & 3;
-  if constexpr (requires { a.direct(); }) {
-    if (a.direct()) {
-      wait_for_previous_kernels();
-      launch_dependents();
-      a.template direct_rows<D, kInverseThreads<D>>();
-      return;
-    }
-  }
   const std::uint32_t image = image_address(memory), pairs_at = image + Parts * image_part_bytes(D);
   const auto* matrix =
       tables.inverse_image + (tables.per_head ? static_cast<std::int64_t>(a.image_head()) * tables.image_parts * D * D : 0);

@@ -24,6 +24,7 @@ struct RotateArgs {
   int heads;
   int by_head;                                  ///< matrices are per head: a block works for one head
   unsigned heads_inverse = 0, heads_shift = 0;  ///< row / heads = row * heads_inverse >> (31 + heads_shift) for rows below 2^31
+  unsigned blocked_rows = 0;  ///< pages: so many rows, a multiple of 16 heads, are 16 tokens of a head, the same of the next head, ..
 };
 
 /// Row `row` of a block's rows is this token of this head.
@@ -35,6 +36,12 @@ template <bool Plain = false, class Sink>
 __device__ __forceinline__ RowPlace row_place(const RotateArgs<Sink>& a, unsigned row) {
   if constexpr (Plain && Sink::kSides == 1) return {row, 0};
   if (a.by_head) return {row, static_cast<int>(blockIdx.y)};
+  if constexpr (Sink::kSides == 2) {
+    if (row < a.blocked_rows) {
+      const unsigned block = __umulhi(2 * (row >> 4), a.heads_inverse) >> a.heads_shift;
+      return {16 * block + (row & 15), static_cast<int>((row >> 4) - block * static_cast<unsigned>(a.heads))};
+    }
+  }
   const unsigned token = __umulhi(2 * row, a.heads_inverse) >> a.heads_shift;
   return {token, static_cast<int>(row - token * static_cast<unsigned>(a.heads))};
 }

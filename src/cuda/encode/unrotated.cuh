@@ -49,12 +49,14 @@ __device__ __forceinline__ void unrotated_rows(const Args& a, const Side& side, 
        first += Threads / 32 * blocks * kWarpRows) {
     uint4 raw[kBatch][2] = {};
     decltype(row_place(a, 0u)) place[kBatch];
+    [[maybe_unused]] std::int64_t slot[kBatch];  // of pages
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
       const unsigned row = first + static_cast<unsigned>(b * (32 / kLanes) + lane / kLanes);
       place[b] = row < rows ? row_place(a, row) : decltype(row_place(a, 0u)){-1, 0};
       const std::int64_t at = row < rows ? place[b].token * side.token_stride + place[b].head * side.head_stride : 0;
       const auto* x = reinterpret_cast<const uint4*>(static_cast<const unsigned char*>(side.x) + (wide ? 4 : 2) * (at + 8 * chunk));
+      if constexpr (decltype(a.sink)::kSides == 2) slot[b] = a.sink.fetch(place[b]);
       raw[b][0] = __ldcs(x);
       if (wide) raw[b][1] = __ldcs(x + 1);
     }
@@ -62,8 +64,8 @@ __device__ __forceinline__ void unrotated_rows(const Args& a, const Side& side, 
     for (int b = 0; b < kBatch; ++b) {
       float v[8];
       eight_numbers(v, raw[b][0], raw[b][1], static_cast<DType>(a.dtype));
-      a.sink.template put<8>(side.codec, key, a.sink.slot(a.sink.fetch(place[b])), place[b].head, 8 * chunk,
-                             unrotated_codes<kLanes>(side.codec, v));
+      if constexpr (decltype(a.sink)::kSides == 1) slot[b] = a.sink.fetch(place[b]);
+      a.sink.template put<8>(side.codec, key, a.sink.slot(slot[b]), place[b].head, 8 * chunk, unrotated_codes<kLanes>(side.codec, v));
     }
   }
 }

@@ -126,6 +126,8 @@ void store(const DeviceCodec& codec, const StoreParams& p, Stream stream) {
     r.heads = static_cast<int>(heads);
     r.by_head = a.k.codec.t.per_head;
     number_rows(r, false);
+    // Where neighbours in a page are tokens of one head, a warp's rows should be.
+    if (a.cache.native || a.cache.token_stride < a.cache.k.codes_head) r.blocked_rows = static_cast<unsigned>(p.n / 16 * 16 * heads);
     if constexpr (kPeerNorm<Sink>) {
       r.side[0].codec.bits = r.side[1].codec.bits = 4;  // as the page has them
     } else if (hadamard_serves(r, 2, codec.device())) {
