@@ -197,7 +197,8 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
              place.token < 0 ? -1 : place.token * side.token_stride + place.head * side.head_stride + 8 * chunk,
              centre ? centre + 8 * chunk : nullptr);
   if (!kPeerNorm<Sink> && tables.identity) {
-    a.sink.template put<8>(side.codec, key, a.sink.slot(fetched), place.head, 8 * chunk, unrotated_codes<kRowLanes>(side.codec, v));
+    a.sink.template put<8>(side.codec, key, a.sink.slot(fetched), place.head, 8 * chunk,
+                           unrotated_codes<kRowLanes, Sink::kSides == 2>(side.codec, v));
     return;
   }
   if constexpr (kPeerNorm<Sink>) {

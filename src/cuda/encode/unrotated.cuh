@@ -7,8 +7,16 @@
 
 namespace tq4::gpu {
 
-/// 8 coordinates of a row that `Lanes` lanes share; all lanes of the warp.
-template <int Lanes>
+/// x / y as a division rounds it, from `inverse`, 1 / y so rounded, for y neither tiny nor huge nor all ones (Markstein: a quotient off by at most one unit
+/// in the last place, corrected by its exact remainder; the first correction makes it such). One that underflows is about 0.
+__device__ __forceinline__ float right_quotient(float x, float y, float inverse) {
+  float q = __fmul_rn(x, inverse);
+  q = __fmaf_rn(__fmaf_rn(-q, y, x), inverse, q);
+  return __fmaf_rn(__fmaf_rn(-q, y, x), inverse, q);
+}
+
+/// 8 coordinates of a row that `Lanes` lanes share; all lanes of the warp. Quick: levels by a division a row where that gives those of a division each.
+template <int Lanes, bool Quick>
 __device__ __forceinline__ LaneCodes<8> unrotated_codes(const RowCodec& r, const float (&v)[8]) {
   LaneCodes<8> out;
   out.scale = 1.0f, out.zero = 0.0f, out.low[0] = 0, out.high[0] = 0;
@@ -23,6 +31,25 @@ __device__ __forceinline__ LaneCodes<8> unrotated_codes(const RowCodec& r, const
 #pragma unroll
   for (int o = 1; o < Lanes; o *= 2) lo = fminf(lo, __shfl_xor_sync(~0u, lo, o)), hi = fmaxf(hi, __shfl_xor_sync(~0u, hi, o));
   const float top = static_cast<float>((1 << r.bits) - 1), step = __fdiv_rn(__fsub_rn(hi, lo), top);
+  if constexpr (Quick) {
+    const unsigned bits = __float_as_uint(step);
+    if (__all_sync(~0u, step == 0.0f || (step > 0x1p-100f && step < 0x1p100f && (bits & 0x7fffffu) != 0x7fffffu))) {
+      const float inverse = step == 0.0f ? 0.0f : __fdiv_rn(1.0f, step);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        const float index = __fadd_rn(right_quotient(__fsub_rn(v[k], lo), step, inverse), 0.5f);
+        const auto code = static_cast<unsigned>(fminf(fmaxf(index, 0.0f), top));  // not negative: the cast is the floor
+        if (r.bits == 8) {
+          (k < 4 ? out.low : out.high)[0] |= code << (8 * (k % 4));
+        } else {
+          out.low[0] |= code << (r.bits * k);
+        }
+      }
+      out.scale = round_scale(r, step);
+      out.zero = round_scale(r, lo);
+      return out;
+    }
+  }
 #pragma unroll
   for (int k = 0; k < 8; ++k) {
     const float index = step == 0.0f ? 0.0f : floorf(__fadd_rn(__fdiv_rn(__fsub_rn(v[k], lo), step), 0.5f));
@@ -65,7 +92,8 @@ __device__ __forceinline__ void unrotated_rows(const Args& a, const Side& side, 
       float v[8];
       eight_numbers(v, raw[b][0], raw[b][1], static_cast<DType>(a.dtype));
       if constexpr (decltype(a.sink)::kSides == 1) slot[b] = a.sink.fetch(place[b]);
-      a.sink.template put<8>(side.codec, key, a.sink.slot(slot[b]), place[b].head, 8 * chunk, unrotated_codes<kLanes>(side.codec, v));
+      a.sink.template put<8>(side.codec, key, a.sink.slot(slot[b]), place[b].head, 8 * chunk,
+                             unrotated_codes<kLanes, decltype(a.sink)::kSides == 2>(side.codec, v));
     }
   }
 }
