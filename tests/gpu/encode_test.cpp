@@ -235,20 +235,22 @@ TEST(EncodeHadamard, ManyRowsAreThoseOfTheCpu) {
     RotationKind kind;
     DType dtype;
     bool strided;
+    int times = 1;
   };
   constexpr RotationKind kPlain = RotationKind::Hadamard, kSigned = RotationKind::HadamardSigned;
   for (const Rows& c : {Rows{"tq4", 128, kPlain, DType::F16, false}, Rows{"tq4", 64, kPlain, DType::F16, false},
                         Rows{"tq4", 256, kPlain, DType::F16, false}, Rows{"tq3", 128, kSigned, DType::BF16, true},
                         Rows{"tq4", 64, kSigned, DType::F16, true}, Rows{"tq2", 64, kPlain, DType::F32, false},
                         Rows{"tq4", 256, kPlain, DType::BF16, false}, Rows{"tq3", 256, kSigned, DType::F32, true},
-                        Rows{"tq4", 128, kSigned, DType::F32, true}}) {
+                        Rows{"tq4", 128, kSigned, DType::F32, true}, Rows{"tq4", 128, kPlain, DType::F16, false, 10},
+                        Rows{"tq4", 256, kPlain, DType::F16, false, 10}}) {
     SCOPED_TRACE(std::string(c.spec) + " d" + std::to_string(c.dim) + " " + std::string(dtype_name(c.dtype)));
     CodecSpec spec = spec_from_name(c.spec);
     spec.k.rotation = spec.v.rotation = c.kind;
     constexpr int kHeads = 3;
     const DeviceCodec codec(spec, c.dim, kHeads);
     const Codec& host = codec.host(Side::K);
-    const auto n = static_cast<std::size_t>(64 * codec.device().sm_count / kHeads + 45), rows = n * kHeads,
+    const auto n = static_cast<std::size_t>(c.times * 64 * codec.device().sm_count / kHeads + 45), rows = n * kHeads,
                dim = static_cast<std::size_t>(c.dim);
     const Values x = gaussian(rows * dim, c.dtype, random);  // [n][heads][D], on the device [heads][n][D] where strided
     std::vector<std::uint8_t> there = x.bytes;

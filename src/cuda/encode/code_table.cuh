@@ -67,27 +67,31 @@ struct LaneWork {
   unsigned low[N / 8];
   float dot, centroids;
 };
-template <int N, class Y>
-__device__ __forceinline__ LaneWork<N> look_up_codes(const CodeTable& table, const Y& y, float to_place) {
+/// `Turned`: in groups of 8 of odd number, y has its sign changed by `turned` (0 or 2^31).
+template <int N, bool Turned = false, class Y>
+__device__ __forceinline__ LaneWork<N> look_up_codes(const CodeTable& table, const Y& y, float to_place, unsigned turned = 0) {
   LaneWork<N> out;
-  float yc[2] = {0.0f, 0.0f}, cc[2] = {0.0f, 0.0f};
+  const float to_places[2] = {to_place, __uint_as_float(__float_as_uint(to_place) ^ turned)};
+  float yc[2][2] = {{0.0f, 0.0f}, {0.0f, 0.0f}}, cc[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int g = 0; g < N / 8; ++g) {
+    const int part = Turned ? g % 2 : 0;
     unsigned two[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const float y0 = y(8 * g + 2 * k), y1 = y(8 * g + 2 * k + 1);
-      const unsigned place0 = bits_above_three(y0, to_place), place1 = bits_above_three(y1, to_place);
+      const unsigned place0 = bits_above_three(y0, to_places[part]), place1 = bits_above_three(y1, to_places[part]);
       const unsigned even = place0 + *reinterpret_cast<const unsigned*>(table.row + __byte_perm(place0, table.cell, 0x5524));
       const unsigned odd = place1 + *reinterpret_cast<const unsigned*>(table.row + 32768 + __byte_perm(place1, table.cell, 0x5524));
       two[k] = select_bits(odd, 0xf0000000u, even);
       const float2 c = *reinterpret_cast<const float2*>(table.row + __byte_perm(two[k], table.pair, 0x5534));
-      yc[0] = __fmaf_rn(y0, c.x, yc[0]), yc[1] = __fmaf_rn(y1, c.y, yc[1]);
+      yc[part][0] = __fmaf_rn(y0, c.x, yc[part][0]), yc[part][1] = __fmaf_rn(y1, c.y, yc[part][1]);
       cc[0] = __fmaf_rn(c.x, c.x, cc[0]), cc[1] = __fmaf_rn(c.y, c.y, cc[1]);
     }
     out.low[g] = __byte_perm(__byte_perm(two[0], two[1], 0x0073), __byte_perm(two[2], two[3], 0x0073), 0x5410);
   }
-  out.dot = yc[0] + yc[1], out.centroids = cc[0] + cc[1];
+  out.dot = yc[0][0] + yc[0][1], out.centroids = cc[0] + cc[1];
+  if constexpr (Turned) out.dot += __uint_as_float(__float_as_uint(yc[1][0] + yc[1][1]) ^ turned);
   return out;
 }
 template <int N>

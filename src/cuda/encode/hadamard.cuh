@@ -1,9 +1,11 @@
 // encode and store of many rows turned by a Hadamard matrix, without the matrix: rows go from global memory to the tensor cores' fragments and to
-// codes in registers (tiles/hadamard.cuh, code_table.cuh), a warp has 8 rows, warps share a table only. fp32 is three bf16 parts.
+// codes in registers (tiles/hadamard.cuh, code_table.cuh), a warp has 8 rows, warps share a table only. fp32 is three bf16 parts. Plain rows of planes
+// have a kernel of their own (hadamard_planes.cuh).
 #pragma once
 
 #include <type_traits>
 
+#include "cuda/encode/hadamard_planes.cuh"
 #include "cuda/encode/rotate.cuh"
 #include "cuda/tiles/hadamard.cuh"
 
@@ -28,11 +30,7 @@ template <int D, bool Wide>
 constexpr int kHadamardThreads = D == 256 ? (Wide ? 256 : 384) : 512;
 template <int D, bool Wide>
 constexpr int kHadamardBlocks = D == 64 && !Wide ? 2 : 1;
-/// The first coordinate of chunk c of 8: a lane has two that are neighbours, four lanes 64 coordinates. Which bits of a coordinate number lanes and which
-/// chunks is free (tiles/hadamard.cuh).
-__device__ __forceinline__ constexpr int pair_chunk(int t, int c) { return 8 * (c % 2) + 16 * t + c / 2 * 64; }
 constexpr std::size_t kHadamardShared = kCodeTableBytes + 1024;  ///< and fragments
-constexpr int kHadamardRows = 8;                                 ///< a warp's
 
 /// What a kernel knows of its rows when it is compiled: 16 bits, 32 bits, or is_plain() for every side.
 enum class HadamardRows { Any16, F32, Plain };
@@ -59,12 +57,7 @@ __global__ void __launch_bounds__(kHadamardThreads<D, Rows == HadamardRows::F32>
              has_signs = !kPlain && tables.hadamard_signs != nullptr;
   const CodeTableParts parts = code_table_parts<kWarps>(tables, thread >> 5, lane);
   HadamardFragments fragments = hadamard_fragments(bf16, lane);
-  auto* kept = reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(memory) + kCodeTableBytes);
-  if (thread <
-      32) {  // through memory and back: those that are equal must not become one register, which would be copied before each product
-    kept[lane] = make_uint4(fragments.b[0][0][0], fragments.b[0][0][1], fragments.b[0][1][0], fragments.b[0][1][1]);
-    kept[32 + lane] = make_uint4(fragments.b[1][0][0], fragments.b[1][0][1], fragments.b[1][1][0], fragments.b[1][1][1]);
-  }
+  keep_fragments(fragments, kept_fragments(memory), thread);
   if (has_signs) {
 #pragma unroll 1
     for (int i = thread; i < D / 2; i += kThreads)
@@ -93,8 +86,7 @@ __global__ void __launch_bounds__(kHadamardThreads<D, Rows == HadamardRows::F32>
   if (first < rows) fetch();
   const CodeTable table = code_table<kWarps>(memory, parts, thread >> 5, lane);
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < 4; ++i) lds64(shared_address(kept + 32 * (i / 2) + lane) + 8 * (i % 2), fragments.b[i / 2][i % 2]);
+  take_fragments(fragments, kept_fragments(memory), lane);
   while (first < rows) {
     HadamardSums<D> y{};
     if constexpr (Wide) {
@@ -162,13 +154,14 @@ bool hadamard_serves(const RotateArgs<Sink>& a, int sides, const DeviceInfo& dev
 template <int D, class Sink>
 void launch_hadamard_dim(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
   const std::int64_t rows = a.n * a.heads, tiles = (rows + kHadamardRows - 1) / kHadamardRows;
-  const auto launch = [&](auto* kernel, unsigned threads, int blocks) {
+  const auto launch = [&](auto* kernel, unsigned threads, int blocks, std::size_t shared = kHadamardShared) {
     const std::int64_t most = std::max(1, device.sm_count * blocks / sides), warps = threads / 32;
     const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>((tiles + warps - 1) / warps, 1, most)), 1u,
                     static_cast<unsigned>(sides));
-    allow_shared(kernel, kHadamardShared, device.shared_bytes_per_block, what);
-    launch_kernel_early_if(device.compute_major >= 9, what, {grid, threads, kHadamardShared, stream}, kernel, a);
+    allow_shared(kernel, shared, device.shared_bytes_per_block, what);
+    launch_kernel_early_if(device.compute_major >= 9, what, {grid, threads, shared, stream}, kernel, a);
   };
+  constexpr bool kPlanes = Sink::kSides == 1 && kPlaneStages < D >> 0;
   bool plain = true, unrotated = true;
   for (int s = 0; s < sides; ++s) {
     plain = plain && is_plain(a, a.side[s]);
@@ -180,6 +173,8 @@ void launch_hadamard_dim(const char* what, const RotateArgs<Sink>& a, int sides,
     launch_kernel_early_if(device.compute_major >= 9, what, {grid, kUnrotatedThreads, 0, stream}, unrotated_kernel<D, RotateArgs<Sink>>, a);
   } else if (static_cast<DType>(a.dtype) == DType::F32) {
     launch(hadamard_tiles<D, HadamardRows::F32, Sink>, kHadamardThreads<D, true>, kHadamardBlocks<D, true>);
+  } else if (kPlanes && plain && kPlanesShared<D> <= device.shared_bytes_per_block) {
+    if constexpr (kPlanes) launch(hadamard_planes<D, Sink>, kPlaneThreads<D>, 1, kPlanesShared<D>);
   } else if (plain) {
     launch(hadamard_tiles<D, HadamardRows::Plain, Sink>, kHadamardThreads<D, false>, kHadamardBlocks<D, false>);
   } else {

@@ -1,5 +1,5 @@
 // encode and store on the tensor cores: rows are turned by the matrix's image, coded in registers and handed to a sink. Kernels for many rows keep
-// the image in a block's shared memory, a warpgroup takes 64 rows at a time: rotate_rows.cuh for fp16 rows as they are, `tiles` for all others;
+// the image in a block's shared memory, a warpgroup takes 64 rows at a time: rotate_rows.cuh for fp16 and bf16 rows as they are, `tiles` for all others;
 // `step` is for few rows (16 a block, the warps share the matrix's rows and hold them in registers before x is there).
 #pragma once
 
@@ -21,17 +21,38 @@ struct TileRows {
   RowFragments<D> hi, lo;
   float factor[2];
 };
-/// Scaled and split.
-template <int D>
+/// Scaled and split. All of both rows is asked for before any of it is looked at; rows that are not there (at < 0) read the first.
+template <int D, bool Wide>
 __device__ __forceinline__ void load_split_rows(TileRows<D>& rows, const RotateSide& side, DType dtype, const std::int64_t (&at)[2],
                                                 const RowPlace (&place)[2], int t) {
+  constexpr int kWords = Wide ? 2 : 1;
+  uint4 raw[2][D / 32][kWords];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const auto* x =
+        reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(side.x) + kWords * (max(at[r], std::int64_t{0}) + 8 * t));
+#pragma unroll
+    for (int c = 0; c < D / 32; ++c) {
+#pragma unroll
+      for (int k = 0; k < kWords; ++k) raw[r][c][k] = __ldcs(x + kWords * 4 * c + k);
+    }
+  }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float v[D / 32][8], largest = 0.0f;
-    const float* centre = centre_of(side.codec.t, D, place[r].head);
+#pragma unroll
+    for (int c = 0; c < D / 32; ++c)
+      eight_numbers(v[c], raw[r][c][0], raw[r][c][kWords - 1], Wide ? DType::F32 : dtype == DType::BF16 ? DType::BF16 : DType::F16);
+    if (side.codec.t.centre != nullptr) {
+      const float* centre = side.codec.t.centre + static_cast<std::int64_t>(place[r].head) * D;
+#pragma unroll
+      for (int c = 0; c < D / 32; ++c) {
+#pragma unroll
+        for (int k = 0; k < 8; ++k) v[c][k] = __fsub_rn(v[c][k], __ldg(centre + 32 * c + 8 * t + k));
+      }
+    }
 #pragma unroll
     for (int c = 0; c < D / 32; ++c) {
-      load_eight(v[c], side.x, dtype, at[r] < 0 ? at[r] : at[r] + 32 * c + 8 * t, centre ? centre + 32 * c + 8 * t : nullptr);
 #pragma unroll
       for (int k = 0; k < 8; ++k) largest = largest_of(largest, v[c][k]);
     }
@@ -91,7 +112,11 @@ __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_con
   finish_image();
   for (; tile < tiles; tile += step) {
     TileRows<D> x;
-    load_split_rows<D>(x, side, static_cast<DType>(a.dtype), at, next, t);
+    if (static_cast<DType>(a.dtype) == DType::F32) {
+      load_split_rows<D, true>(x, side, DType::F32, at, next, t);
+    } else {
+      load_split_rows<D, false>(x, side, static_cast<DType>(a.dtype), at, next, t);
+    }
     [[maybe_unused]] float norm[2];
     if constexpr (kPeerNorm<Sink>) {
 #pragma unroll
@@ -110,7 +135,15 @@ __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_con
       place[r] = next[r];
       slot[r] = a.sink.slot(a.sink.fetch(place[r]));
     }
-    if (tile + step < tiles) locate(tile + step);
+    if (tile + step < tiles) {
+      locate(tile + step);
+      const int line = 64 * t,
+                words = static_cast<DType>(a.dtype) == DType::F32 ? 2 : 1;  // what comes next is near when these rows are coded
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (at[r] >= 0 && line < words * D) prefetch_l2(static_cast<const std::uint16_t*>(side.x) + words * at[r] + line);
+      }
+    }
     const auto sum = [&](int r, int i) { return y[4 * (i / 2) + 2 * r + i % 2]; };
     LaneCodes<D / 4> codes[2];
     if constexpr (kPeerNorm<Sink>) {
@@ -263,18 +296,21 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
 /// False: this device has not enough shared memory.
 template <int D, class Sink>
 bool launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
-  bool plain = true, f16 = true;
-  int parts = kPeerNorm<Sink> ? 2 : 1;
+  bool plain = true, f16 = true, bf16 = !kPeerNorm<Sink> && static_cast<DType>(a.dtype) == DType::BF16;
+  int parts = kPeerNorm<Sink> ? 2 : 1, fewest = 2;
   for (int s = 0; s < sides; ++s) {
     plain = plain && is_plain(a, a.side[s]);
     f16 = f16 && (a.side[s].codec.t.identity || plain_rows(a.side[s].codec, static_cast<DType>(a.dtype)));
+    bf16 = bf16 && (a.side[s].codec.t.identity || a.side[s].codec.t.centre == nullptr);
     parts = std::max(parts, a.side[s].parts);
+    if (!a.side[s].codec.t.identity) fewest = std::min(fewest, a.side[s].parts);
   }
+  bf16 = bf16 && fewest > 1;
   const std::int64_t rows = a.by_head ? a.n : a.n * a.heads, tiles = (rows + kTileRows - 1) / kTileRows;
-  const int lines = sides * (a.by_head ? a.heads : 1), threads = f16 ? kRowTileThreads : kTileThreads, groups = threads / 128;
+  const int lines = sides * (a.by_head ? a.heads : 1), threads = f16 || bf16 ? kRowTileThreads : kTileThreads, groups = threads / 128;
   const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>((tiles + groups - 1) / groups, 1, std::max(1, device.sm_count / lines))),
                   a.by_head ? static_cast<unsigned>(a.heads) : 1u, static_cast<unsigned>(sides));
-  const std::size_t shared = f16 ? row_tiles_shared_bytes(D, parts) : image_shared_bytes(D, parts) + kCodeTableBytes;
+  const std::size_t shared = f16 || bf16 ? row_tiles_shared_bytes(D, parts) : image_shared_bytes(D, parts) + kCodeTableBytes;
   if (shared > device.shared_bytes_per_block) return false;
   const auto launch = [&](auto* kernel) {
     allow_shared(kernel, shared, device.shared_bytes_per_block, what);
@@ -282,6 +318,8 @@ bool launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const 
   };
   if constexpr (kPeerNorm<Sink>) {  // fewer kernels: their matrix is dense
     f16 ? launch(rotate_row_tiles<D, false, 2, Sink>) : launch(rotate_tiles<D, 2, Sink>);
+  } else if (bf16) {
+    launch(rotate_row_tiles<D, false, 2, Sink, true>);
   } else if (!f16) {
     parts > 1 ? launch(rotate_tiles<D, 2, Sink>) : launch(rotate_tiles<D, 1, Sink>);
   } else if (parts > 1) {

@@ -1,4 +1,4 @@
-// The product and the coding of many fp16 rows: four warpgroups a block take 64 rows each, which cp.async brings to shared memory while those before
+// The product and the coding of many fp16 or bf16 rows: four warpgroups a block take 64 rows each, which cp.async brings to shared memory while those before
 // are coded, so that no registers but the sums are held.
 #pragma once
 
@@ -12,7 +12,31 @@ __host__ __device__ constexpr std::size_t row_tiles_shared_bytes(int dim, int pa
   return image_shared_bytes(dim, parts) + static_cast<std::size_t>(kRowTileThreads / 128 * kTileRows * dim * 2) + kCodeTableBytes;
 }
 
-template <int D, bool kPlain, int Parts, class Sink>
+/// Two parts of a matrix in fp16 to two in bf16, in place: 16 of their 22 bits, 2^-18 of an element. All of the block, behind finish_image().
+template <int D>
+__device__ __forceinline__ void image_to_bf16(std::uint32_t image, int thread, int threads) {
+  for (int i = 16 * thread; i < image_part_bytes(D); i += 16 * threads) {
+    std::uint32_t hi[4], lo[4];
+    lds128(image + static_cast<unsigned>(i), hi);
+    lds128(image + static_cast<unsigned>(image_part_bytes(D) + i), lo);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float2 a = __half22float2(*reinterpret_cast<const __half2*>(&hi[k])),
+                   b = __half22float2(*reinterpret_cast<const __half2*>(&lo[k]));
+      const float x = __fadd_rn(a.x, b.x), y = __fadd_rn(a.y, b.y);
+      hi[k] = bf16x2_bits(x, y);
+      lo[k] = bf16x2_bits(__fsub_rn(x, __uint_as_float(hi[k] << 16)), __fsub_rn(y, __uint_as_float(hi[k] & 0xffff0000u)));
+    }
+    sts128(image + static_cast<unsigned>(i), __uint_as_float(hi[0]), __uint_as_float(hi[1]), __uint_as_float(hi[2]),
+           __uint_as_float(hi[3]));
+    sts128(image + static_cast<unsigned>(image_part_bytes(D) + i), __uint_as_float(lo[0]), __uint_as_float(lo[1]), __uint_as_float(lo[2]),
+           __uint_as_float(lo[3]));
+  }
+  fence_bulk_copies();
+  __syncthreads();
+}
+
+template <int D, bool kPlain, int Parts, class Sink, bool Bf16 = false>
 __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __grid_constant__ RotateArgs<Sink> a) {
   TQ4_DYNAMIC_SHARED(float, memory);
   constexpr int kGroups = kRowTileThreads / 128, kRowBytes = 2 * D, kTileBytes = kTileRows * kRowBytes, kChunks = D / 8,
@@ -63,6 +87,7 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
   const CodeTable table = code_table<kRowTileThreads / 32>(
       reinterpret_cast<unsigned char*>(memory) + image_shared_bytes(D, Parts) + kGroups * kTileBytes, parts, thread >> 5, lane);
   finish_image();
+  if constexpr (Bf16) image_to_bf16<D>(image, thread, kRowTileThreads);
   for (; tile < tiles; tile += step) {
     copy_async_wait<0>();
     fence_bulk_copies();
@@ -73,8 +98,8 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
     float y[D / 2];
     products_begin();
     RowFragments<D> held;
-    add_product<D>(y, mine, image, true, held);
-    if constexpr (Parts > 1) add_product<D>(y, mine, image + image_part_bytes(D), false, held);
+    add_product<D, Bf16>(y, mine, image, true, held);
+    if constexpr (Parts > 1) add_product<D, Bf16>(y, mine, image + image_part_bytes(D), false, held);
     if constexpr (kPeerNorm<Sink> && !kHeldRows) norms_of_tile<D>(norm, mine, member / 32 * 16, g, t);
     products_end();
     named_barrier_sync(1 + group, 128);

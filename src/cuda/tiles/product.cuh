@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cuda/ptx.cuh"
+#include "cuda/rows_ptx.cuh"
 #include "cuda/tiles/image.h"
 #include "cuda/wgmma.cuh"
 
@@ -16,7 +17,7 @@ using RowFragments = std::uint32_t[D / 16][4];
 
 /// sums[4 m + e] (row g) and sums[4 m + 2 + e] (row g + 8), columns column + 8 m + 2 t + e, += rows * image^T; `first`: = instead of +=. Columns: 64 or
 /// 128 at a time. Between products_begin() and products_end() only; all of the warpgroup.
-template <int D, int Columns>
+template <int D, int Columns, bool Bf16 = false>
 __device__ __forceinline__ void add_columns(float (&sums)[Columns / 2], const RowFragments<D>& rows, std::uint32_t image, int column,
                                             bool first) {
   static_assert(Columns == 64 || Columns == 128);
@@ -24,9 +25,14 @@ __device__ __forceinline__ void add_columns(float (&sums)[Columns / 2], const Ro
   if (warpgroup_products()) {
     const std::uint64_t operand = wgmma_rows(from);
 #pragma unroll
-    for (int s = 0; s < D / 16; ++s)
-      wgmma_registers_rows(sums, rows[s], wgmma_further(operand, static_cast<std::uint32_t>(s / 4 * D * 128 + s % 4 * 32)),
-                           !(first && s == 0));
+    for (int s = 0; s < D / 16; ++s) {
+      const std::uint64_t b = wgmma_further(operand, static_cast<std::uint32_t>(s / 4 * D * 128 + s % 4 * 32));
+      if constexpr (Bf16) {
+        wgmma_bf16_registers_rows(sums, rows[s], b, !(first && s == 0));
+      } else {
+        wgmma_registers_rows(sums, rows[s], b, !(first && s == 0));
+      }
+    }
     return;
   }
   if (first) {
@@ -42,30 +48,36 @@ __device__ __forceinline__ void add_columns(float (&sums)[Columns / 2], const Ro
       unsigned b[4];
       const int chunk = 2 * (s % 4) + (lane >> 3), row = 8 * m + (lane & 7);
       ldmatrix_x4(b, from + static_cast<std::uint32_t>(s / 4 * D * 128 + row * 128 + ((chunk ^ (lane & 7)) << 4)));
-      mma(c, rows[s][0], rows[s][1], rows[s][2], rows[s][3], b[0], b[1]);
-      mma(c, rows[s + 1][0], rows[s + 1][1], rows[s + 1][2], rows[s + 1][3], b[2], b[3]);
+      const auto product = [&](const std::uint32_t(&a)[4], unsigned b0, unsigned b1) {
+        Bf16 ? mma_bf16(c, a[0], a[1], a[2], a[3], b0, b1) : mma(c, a[0], a[1], a[2], a[3], b0, b1);
+      };
+      product(rows[s], b[0], b[1]);
+      product(rows[s + 1], b[2], b[3]);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[4 * m + i] = c[i];
   }
 }
 /// All columns of the result (D = 64 and 128).
-template <int D>
+template <int D, bool Bf16 = false>
 __device__ __forceinline__ void add_product(float (&sums)[D / 2], const RowFragments<D>& rows, std::uint32_t image, bool first) {
-  add_columns<D, D>(sums, rows, image, 0, first);
+  add_columns<D, D, Bf16>(sums, rows, image, 0, first);
 }
-/// The same of 64 rows in shared memory, laid out as image_byte(64, row, column) says: fp16 rows as they are. `held`: rows that products read from registers,
-/// the caller's until products_end().
-template <int D>
+/// The same of 64 rows in shared memory, laid out as image_byte(64, row, column) says: fp16 rows (Bf16: and an image of bf16) as they are. `held`: rows that
+/// products read from registers, the caller's until products_end().
+template <int D, bool Bf16 = false>
 __device__ __forceinline__ void add_product(float (&sums)[D / 2], std::uint32_t rows, std::uint32_t image, bool first,
                                             RowFragments<D>& held) {
   if constexpr (D == 128) {
     if (warpgroup_products()) {
       const std::uint64_t a = wgmma_rows(rows), b = wgmma_rows(image);
 #pragma unroll
-      for (int s = 0; s < D / 16; ++s)
-        wgmma_rows_rows(sums, wgmma_further(a, static_cast<std::uint32_t>(s / 4 * 8192 + s % 4 * 32)),
-                        wgmma_further(b, static_cast<std::uint32_t>(s / 4 * D * 128 + s % 4 * 32)), !(first && s == 0));
+      for (int s = 0; s < D / 16; ++s) {
+        const std::uint64_t further_a = wgmma_further(a, static_cast<std::uint32_t>(s / 4 * 8192 + s % 4 * 32)),
+                            further_b = wgmma_further(b, static_cast<std::uint32_t>(s / 4 * D * 128 + s % 4 * 32));
+        Bf16 ? wgmma_bf16_rows_rows(sums, further_a, further_b, !(first && s == 0))
+             : wgmma_rows_rows(sums, further_a, further_b, !(first && s == 0));
+      }
       return;
     }
   }
@@ -75,7 +87,7 @@ __device__ __forceinline__ void add_product(float (&sums)[D / 2], std::uint32_t 
     const int row = 16 * warp + (lane & 15), chunk = 2 * s + (lane >> 4);
     ldmatrix_x4(held[s], rows + static_cast<std::uint32_t>(image_byte(64, row, 8 * chunk)));
   }
-  add_product<D>(sums, held, image, first);
+  add_product<D, Bf16>(sums, held, image, first);
 }
 __device__ __forceinline__ void products_begin() { wgmma_begin(); }
 __device__ __forceinline__ void products_end() {

@@ -33,7 +33,7 @@ struct Wgmma {
   const std::uint32_t* a;  ///< registers, or null: `rows`
   std::uint64_t rows, b;
   int columns;
-  bool add, int8, b_columns;
+  bool add, int8, b_columns, bf16 = false;
 };
 /// Products of one thread: committed groups, oldest first, and the open one.
 struct WgmmaQueue {
@@ -107,6 +107,8 @@ void wgmma_product(Wgmma* const* lanes, int warp, int depth, const Load& load) {
 inline void wgmma_run(Wgmma* const* lanes, int warp) {
   if (lanes[0]->int8) {
     wgmma_product<int>(lanes, warp, 32, [](const std::uint8_t* p) { return static_cast<int>(*reinterpret_cast<const std::int8_t*>(p)); });
+  } else if (lanes[0]->bf16) {
+    wgmma_product<float>(lanes, warp, 16, [](const std::uint8_t* p) { return bf16_value(*reinterpret_cast<const std::uint16_t*>(p)); });
   } else {
     wgmma_product<float>(lanes, warp, 16, [](const std::uint8_t* p) { return half_value(*reinterpret_cast<const std::uint16_t*>(p)); });
   }
