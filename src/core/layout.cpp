@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/side.h"
+#include "core/units.h"
 #include "tq4/error.h"
 
 namespace tq4 {
@@ -87,6 +88,8 @@ NativeTile native_tile(const CodecSpec& spec, int head_dim) {
   tile.scale_offset = 0;
   tile.zero_offset = core::has_zero(spec.v) ? kScales : -1;
   tile.scale_bytes = core::has_zero(spec.v) ? kScales + kZeros : kScales;
+  tile.k_units = core::in_units(spec.k, head_dim);
+  tile.v_units = core::in_units(spec.v, head_dim);
   return tile;
 }
 

@@ -1,12 +1,15 @@
 // Reading and writing pages token by token through the addresses of layout.h. Native pages in short (FORMAT.md has it in full): a page is
 // [kv head][16-token tile] of codes, then of scales; in a tile K rows lie one after another, V rows are cut in 8 pieces that interleave with those of the other
 // tokens, so that a lane of the decode kernel finds the codes of its MMA fragment in consecutive bytes; scales of tokens g and g+8 are neighbours.
+// Codes of 3 bits lie in units (core/units.h).
 #include <bit>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "core/pack.h"
 #include "core/side.h"
+#include "core/units.h"
 #include "tq4/error.h"
 #include "tq4/layout.h"
 #include "tq4/types.h"
@@ -24,6 +27,11 @@ struct Writer {
   using Byte = std::uint8_t;
   static constexpr bool kReads = false;
   static void bytes(Byte* page, const std::uint8_t* plane, std::size_t count) { std::memcpy(page, plane, count); }
+  /// Eight codes of 3 bits to their three bytes of a unit.
+  static void group(Byte* unit, const std::uint8_t* plane) {
+    const std::uint32_t bytes = core::group_to_unit(plane[0] | plane[1] << 8 | static_cast<std::uint32_t>(plane[2]) << 16);
+    for (int p = 0; p < 3; ++p) unit[4 * p] = static_cast<std::uint8_t>(bytes >> 8 * p);
+  }
   static void half(Byte* page, const float* plane) {
     const std::uint16_t bits = float_to_half(*plane);
     std::memcpy(page, &bits, sizeof(bits));
@@ -45,6 +53,10 @@ struct Reader {
   using Byte = const std::uint8_t;
   static constexpr bool kReads = true;
   static void bytes(Byte* page, std::uint8_t* plane, std::size_t count) { std::memcpy(plane, page, count); }
+  static void group(Byte* unit, std::uint8_t* plane) {
+    const std::uint32_t row = core::group_from_unit(unit[0] | unit[4] << 8 | static_cast<std::uint32_t>(unit[8]) << 16);
+    for (int p = 0; p < 3; ++p) plane[p] = static_cast<std::uint8_t>(row >> 8 * p);
+  }
   static void half(Byte* page, float* plane) {
     std::uint16_t bits = 0;
     std::memcpy(&bits, page, sizeof(bits));
@@ -107,12 +119,21 @@ void move_native(const Shape& s, typename Direction::Byte* page, int token, int 
   typename Direction::Byte* tile = page + index * s.tile.bytes;
   typename Direction::Byte* scale_block = page + s.layout.num_kv_heads * tiles * s.tile.bytes + index * s.tile.scale_bytes;
   const int t = token % 16, g = t % 8, high = t / 8;
-  Direction::bytes(tile + s.tile.k_offset + t * s.tile.k_row, k.codes, s.k_codes);
-  const int i0 = t / 8, i2 = t % 8 / 2, i3 = t % 2;
-  for (int i1 = 0; i1 < 8; ++i1) {
-    const int piece = ((i0 * 8 + i1) * 4 + i2) * 2 + i3;
-    Direction::bytes(tile + s.tile.v_offset + piece * s.tile.v_piece, v.codes + i1 * s.tile.v_piece,
-                     static_cast<std::size_t>(s.tile.v_piece));
+  const int dim = s.layout.head_dim;
+  if (s.tile.k_units) {
+    for (int i = 0; i < dim / 8; ++i) Direction::group(tile + s.tile.k_offset + core::key_unit_byte(dim, t, i), k.codes + 3 * i);
+  } else {
+    Direction::bytes(tile + s.tile.k_offset + t * s.tile.k_row, k.codes, s.k_codes);
+  }
+  if (s.tile.v_units) {
+    for (int i = 0; i < dim / 8; ++i) Direction::group(tile + s.tile.v_offset + core::value_unit_byte(dim, t, i), v.codes + 3 * i);
+  } else {
+    const int i0 = t / 8, i2 = t % 8 / 2, i3 = t % 2;
+    for (int i1 = 0; i1 < 8; ++i1) {
+      const int piece = ((i0 * 8 + i1) * 4 + i2) * 2 + i3;
+      Direction::bytes(tile + s.tile.v_offset + piece * s.tile.v_piece, v.codes + i1 * s.tile.v_piece,
+                       static_cast<std::size_t>(s.tile.v_piece));
+    }
   }
   typename Direction::Byte* scales = scale_block + s.tile.scale_offset + g * 8 + high * 2;
   s.k_scale ? Direction::half(scales, k.scale) : Direction::unused_half(scales);
@@ -187,6 +208,25 @@ void write_pages(const PageLayout& layout, const EncodedIn& k, const EncodedIn& 
 void read_pages(const PageLayout& layout, const std::uint8_t* cache, std::int64_t num_blocks, const std::int64_t* slot_mapping,
                 std::int64_t n, const EncodedOut& k, const EncodedOut& v) {
   move_pages<Reader>(layout, cache, num_blocks, slot_mapping, n, k, v);
+}
+
+void core::rows_to_units(const PageLayout& layout, std::uint8_t* cache, std::int64_t num_blocks) {
+  const NativeTile tile = native_tile(layout.spec, layout.head_dim);
+  const int groups = layout.head_dim / 8, tiles = layout.num_kv_heads * (layout.block_size / 16);
+  std::vector<std::uint8_t> rows(static_cast<std::size_t>(tile.bytes));
+  for (std::int64_t i = 0; i < num_blocks * tiles; ++i) {
+    std::uint8_t* to = cache + i / tiles * layout.block_stride + i % tiles * tile.bytes;
+    std::memcpy(rows.data(), to, rows.size());
+    for (int t = 0; t < 16; ++t) {
+      for (int group = 0; group < groups; ++group) {
+        if (tile.k_units) Writer::group(to + key_unit_byte(layout.head_dim, t, group), rows.data() + t * tile.k_row + 3 * group);
+        if (!tile.v_units) continue;
+        const int byte = 3 * group, piece = ((t / 8 * 8 + byte / tile.v_piece) * 4 + t % 8 / 2) * 2 + t % 2;
+        Writer::group(to + tile.v_offset + value_unit_byte(layout.head_dim, t, group),
+                      rows.data() + tile.v_offset + piece * tile.v_piece + byte % tile.v_piece);
+      }
+    }
+  }
 }
 
 }  // namespace tq4

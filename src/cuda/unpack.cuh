@@ -103,10 +103,18 @@ struct Stage {
   int piece_skip;
   unsigned piece_inverse;  ///< 65536 / per_piece, rounded up
   int split_v_piece;       ///< > 0: groups lie in two pieces of this many bytes; the fields above but `words` do not count
+  int units = 0;           ///< a tile's codes in units (core/units.h), 1: of K, 2: of V; the fields above but `words` do not count
 };
 
 __device__ __forceinline__ Stage row_stage(const unsigned char* memory, int offset) {
   return {reinterpret_cast<const unsigned*>(memory), offset, 0, 0, 0};
+}
+__device__ __forceinline__ Stage unit_stage(const unsigned char* memory, bool key) {
+  return {reinterpret_cast<const unsigned*>(memory), 0, 0, 0, 0, key ? 1 : 2};
+}
+/// The 24 bits of eight 3-bit codes of a token in units.
+__device__ __forceinline__ unsigned unit_group(const Stage& stage, int head_dim, int token, int g) {
+  return get_unit_group(reinterpret_cast<const std::uint8_t*>(stage.words) + unit_byte(head_dim, stage.units == 1, token, g));
 }
 __device__ __forceinline__ Stage native_v_stage(const unsigned char* memory, int v_piece, int bytes, int token) {
   const auto* words = reinterpret_cast<const unsigned*>(memory);
@@ -134,7 +142,7 @@ __device__ __forceinline__ float fill_groups(const void* table, const Stage& sta
     turn = turn + 1 == half_groups ? 0 : turn + 1;
     if (g < groups) {
       const int o = stage.offset + g * Bits + static_cast<int>((static_cast<unsigned>(g) * stage.piece_inverse) >> 16) * stage.piece_skip;
-      unsigned low = shared_word(stage.words, o);
+      unsigned low = Bits == 3 && stage.units > 0 ? unit_group(stage, groups * 8, token, g) : shared_word(stage.words, o);
       unsigned r[4];
       if constexpr (Bits == 8) {
         const unsigned high = shared_word(stage.words, o + 4);
@@ -165,7 +173,9 @@ __device__ inline float fill_groups_any(const SideView& side, const void* table,
   for (int i = 0; i < half_groups && base + i < groups; ++i) {
     const int g = base + i;
     unsigned long long bits = 0;
-    if (stage.split_v_piece > 0) {
+    if (stage.units > 0) {
+      bits = unit_group(stage, groups * 8, token, g);
+    } else if (stage.split_v_piece > 0) {
       const auto* raw = reinterpret_cast<const unsigned char*>(stage.words);
       for (int b = 0; b < bytes; ++b)
         bits |= static_cast<unsigned long long>(raw[native_v_byte(stage.split_v_piece, token, g * bytes + b)]) << (8 * b);

@@ -67,6 +67,8 @@ CacheView cache_view(const DeviceCodec& codec, const PagedCache& cache, const ch
     view.tile_bytes = tile.bytes;
     view.v_piece = tile.v_piece;
     view.scale_bytes = tile.scale_bytes;
+    view.k_units = tile.k_units;
+    view.v_units = tile.v_units;
     view.scale_blocks = static_cast<std::int64_t>(layout.num_kv_heads) * (layout.block_size / 16) * tile.bytes;
     view.k.codes = tile.k_offset;
     view.v.codes = tile.v_offset;

@@ -3,6 +3,7 @@
 
 #include <cuda_fp16.h>
 
+#include "core/units.h"
 #include "cuda/views.h"
 
 namespace tq4::gpu {
@@ -39,6 +40,20 @@ __device__ __forceinline__ std::uint8_t* code_byte(const CacheView& c, const Par
   if (!c.native) return codes_row(part, ref, head) + i;
   return ref.base + part.codes + (key ? native_k_byte(row_bytes, ref.t, i) : native_v_byte(c.v_piece, ref.t, i));
 }
+
+/// Of a side whose codes lie in units (core/units.h): the first of the three bytes of 8 codes, and those codes' 24 bits as rows hold them.
+__device__ __forceinline__ int unit_byte(int head_dim, bool key, int t, int group) {
+  return key ? core::key_unit_byte(head_dim, t, group) : core::value_unit_byte(head_dim, t, group);
+}
+__device__ __forceinline__ void put_unit_group(std::uint8_t* unit, std::uint32_t row) {
+  const std::uint32_t bytes = core::group_to_unit(row);
+#pragma unroll
+  for (int p = 0; p < 3; ++p) unit[4 * p] = static_cast<std::uint8_t>(bytes >> 8 * p);
+}
+__device__ __forceinline__ std::uint32_t get_unit_group(const std::uint8_t* unit) {
+  return core::group_from_unit(unit[0] | unit[4] << 8 | static_cast<std::uint32_t>(unit[8]) << 16);
+}
+__device__ __forceinline__ bool in_units(const CacheView& c, bool key) { return (key ? c.k_units : c.v_units) != 0; }
 
 __device__ __forceinline__ std::uint8_t* scale_ptr(const CacheView& c, const PartView& part, const TokenRef& ref, int head) {
   if (c.native) return ref.scales + part.scale + ((ref.t & 7) * 4 + (ref.t >> 3)) * 2;

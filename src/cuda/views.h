@@ -48,6 +48,7 @@ struct CacheView {
   int block_shift = -1;             ///< log2 of block_size where that is a power of two
   int tile_bytes = 0, v_piece = 0;  ///< native
   int scale_bytes = 0;              ///< native: of a tile's scale block
+  int k_units = 0, v_units = 0;     ///< native: codes of 3 bits in units (core/units.h)
   std::int64_t scale_blocks = 0;    ///< native: where a page's scale blocks begin
   PartView k, v;
 };

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstdio>
 
+#include "core/units.h"
 #include "io/file.h"
 #include "io/hdf5_attributes.h"
 #include "io/hdf5_handle.h"
@@ -17,6 +18,8 @@ namespace {
 using namespace io;
 
 constexpr const char* kVersionName = "tq4_page_file";
+/// Of what is written. Version 1 had native pages' 3-bit codes in rows (core/units.h).
+constexpr const char* kVersion = "2";
 
 /// Axes of the cache dataset, as the layout's owners see them.
 std::vector<hsize_t> cache_extent(const PagedLayer& layer) {
@@ -42,7 +45,7 @@ class Hdf5PageFileWriter final : public PageFileWriter {
     file_ = H5File(H5Fcreate(atomic_.temporary_path().c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT));
     if (!file_) fail("HDF5 cannot create the file");
     const H5Object root(H5Oopen(file_.get(), "/", H5P_DEFAULT));
-    put_attribute(root.get(), kVersionName, "1");
+    put_attribute(root.get(), kVersionName, kVersion);
     for (const auto& [name, text] : attributes) {
       if (name != kVersionName) put_attribute(root.get(), name, text);
     }
@@ -110,6 +113,10 @@ class Hdf5PageFile final : public PageFile {
     if (!file_) bad_input(path, "is not an HDF5 file, or a damaged one (" + hdf5_reason() + ")");
     const H5Object root(H5Oopen(file_.get(), "/", H5P_DEFAULT));
     attributes_ = read_attributes(root.get());
+    if (const auto version = attributes_.find(kVersionName); version != attributes_.end()) {
+      first_version_ = version->second == "1";
+      if (!first_version_ && version->second != kVersion) bad_input(path, "is of version " + version->second + "; this tq4 reads 1 and 2");
+    }
     for (const std::string& group : groups()) add_layer(group, hint);
     if (layers_.empty()) bad_input(path, "holds no page cache: no dataset named cache in a group layer_000, layer_001, ... or in the root");
     std::vector<std::size_t> order(layers_.size());
@@ -135,6 +142,7 @@ class Hdf5PageFile final : public PageFile {
     std::vector<std::uint8_t> bytes(static_cast<std::size_t>(layer.num_blocks * layer.layout.block_stride));
     if (!dataset || (!bytes.empty() && H5Dread(dataset.get(), H5T_NATIVE_UINT8, H5S_ALL, H5S_ALL, H5P_DEFAULT, bytes.data()) < 0))
       bad_input(path_ + ":" + groups_[layer_index] + "/cache", "cannot be read (" + hdf5_reason() + ")");
+    if (first_version_ && layer.layout.kind == LayoutKind::Native) core::rows_to_units(layer.layout, bytes.data(), layer.num_blocks);
     return bytes;
   }
 
@@ -269,6 +277,7 @@ class Hdf5PageFile final : public PageFile {
   }
 
   std::string path_;
+  bool first_version_ = false;
   H5File file_;
   std::map<std::string, std::string> attributes_;
   std::vector<PagedLayer> layers_;

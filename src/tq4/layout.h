@@ -49,6 +49,14 @@ std::int64_t token_head_bytes(const PageLayout& layout);
 ///                                  v_piece = D * v_bits / 64: the codes of D/8 coordinates, which one lane of the kernel owns. A layout in
 ///                                  which they would end within a byte is refused by name (3-bit values at head_dim 80 and 96): values of
 ///                                  1, 2, 3, 4 bits want head_dim to be a multiple of 64, 32, 64, 16; those of 8 bits fit every one.
+/// Codes of 3 bits where D is a multiple of 64 (k_units, v_units) lie in units of 12 bytes instead, so that most pairs of codes are in a byte of
+/// their own: four groups of 8 codes, group q in bytes q, q + 4 and q + 8. Byte q + 4 p of a group of codes c0 to c7 holds bit p of c6 in bit 0,
+/// c(2p) in bits 1 to 3, bit p of c7 in bit 4 and c(2p+1) in bits 5 to 7.
+///   K units [8][4][D/64][12]       at 0: token = g + 8 h; group q = 2 h + e of unit (g, t, u) is the (2 u + e)-th eight of those coordinates
+///                                  that one lane owns: 32 each from 32 t, 32 (t + 4), 32 (t + 8) ... on (D not a multiple of 128: D/4 from
+///                                  t D/4 on)
+///   V units [8][4][D/64][12]       at v_offset: token = 8 i0 + 2 i2 + i3; group q = 2 i0 + i3 of unit (i1, i2, u): the 8 coordinates from
+///                                  i1 D/8 + 8 u on
 /// Scale block:
 ///   scales  [8][4] fp16            at 0: row g = K scale of token g, of token g+8, V scale of token g, of token g+8 (an unused one is 1)
 ///   zeros   [8][2] fp16            at 64, only where V is Uniform: zero of token g, of token g+8
@@ -61,6 +69,7 @@ struct NativeTile {
   int bytes;                      ///< of a code tile
   int scale_offset, zero_offset;  ///< within the scale block: 0, and 64 or -1 where there are no zeros
   int scale_bytes;                ///< of a scale block: 64, or 96 with zeros
+  bool k_units, v_units;          ///< codes of 3 bits in units of 12 bytes
 };
 NativeTile native_tile(const CodecSpec& spec, int head_dim);
 

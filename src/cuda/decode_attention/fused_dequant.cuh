@@ -1,5 +1,5 @@
 // The dequantisers of the fused kernel: from the bytes of a native tile to the half2 operands of the tensor cores. Each is a policy with the same
-// four members; a new codec is a new policy, never a copy of the kernel. Two facts make them short:
+// members; a new codec is a new policy, never a copy of the kernel. Two facts make them short:
 //   - A code addresses a 256-entry table of half2, so one look-up gives two neighbouring coordinates, whatever the codebook (scalar
 //     product or 2-D). Entries are 256 bytes apart in a table aligned to 64 KiB: PRMT drops the code byte straight into the
 //     address. Each entry is repeated for 32 lanes (128 bytes), so look-ups never conflict; the other 128 bytes hold V's table. Pairs of fewer
@@ -76,6 +76,15 @@ template <int Entries>
 __device__ __forceinline__ int table_code(int byte) {
   return byte / (256 / Entries);
 }
+/// Pair `i` of group `q` of a unit of 3-bit codes (core/units.h), 12 bytes in w. A group's first three pairs have a byte of their own each, in bits 1 to 3
+/// and 5 to 7; the fourth pairs of all four groups are put together from bits 0 and 4 of the bytes, again by shifts up.
+template <int Side>
+__device__ __forceinline__ std::uint32_t unit_pair_value(const std::uint32_t* w, int q, int i, std::uint32_t lane_base) {
+  const std::uint32_t x = i < 3 ? w[i] : select_bits(w[2] << 3, 0x88888888u, select_bits(w[1] << 2, 0x44444444u, w[0] << 1));
+  return table_read<Side * 128>(__byte_perm(x, lane_base, 0x7604 | q << 4));
+}
+/// The pair code that such a byte stands for.
+__device__ __forceinline__ int unit_entry(int byte) { return (byte >> 1 & 7) | (byte >> 5 & 7) << 3; }
 
 template <int D>
 struct KeyOrder {
@@ -85,13 +94,14 @@ struct KeyOrder {
   __device__ static constexpr int dim(int t, int i) { return (2 * i / kChunk * 4 + t) * kChunk + 2 * i % kChunk; }
 };
 
-/// Keys by table, Bits = 2, 3, 4.
+/// Keys by table, Bits = 2, 4.
 template <int D, int Bits>
 struct TableKey {
   static constexpr int kRow = D * Bits / 8;
   static constexpr int kBytes = 16 * kRow;
-  static constexpr int kEntries = 1 << 2 * Bits;
   static constexpr bool kTable = true;
+  /// The pair code that the table's entry for a byte stands for.
+  __device__ static int entry(int byte) { return table_code<1 << 2 * Bits>(byte); }
   static constexpr int kChunkBytes = KeyOrder<D>::kChunk * Bits / 8;
   static constexpr int kWords = (D / 4 * Bits / 8 + 3) / 4;
   struct Raw {
@@ -118,12 +128,28 @@ struct TableKey {
   }
 };
 
+/// Keys of 3 bits by table, in units. A lane's units are neighbours: its piece of token g in groups 0 and 1, of token g + 8 in groups 2 and 3.
+template <int D>
+struct TableKey<D, 3> {
+  static constexpr int kBytes = 16 * D * 3 / 8;
+  static constexpr bool kTable = true;
+  __device__ static int entry(int byte) { return unit_entry(byte); }
+  static constexpr int kUnits = D / 64;
+  struct Raw {
+    std::uint32_t w[kUnits * 3];
+  };
+  __device__ static std::uint32_t lane_offset(int g, int t) { return (g * 4 + t) * kUnits * 12; }
+  __device__ static void load(Raw& r, std::uint32_t at, bool) { load_bytes<kUnits * 12>(at, r.w); }
+  __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
+    return unit_pair_value<0>(r.w + i / 8 * 3, 2 * h + i / 4 % 2, i % 4, lane_base);
+  }
+};
+
 /// Keys as FP8 E4M3 bytes: the hardware converts two at a time, no table.
 template <int D>
 struct Fp8Key {
   static constexpr int kRow = D;
   static constexpr int kBytes = 16 * kRow;
-  static constexpr int kEntries = 0;
   static constexpr bool kTable = false;
   static constexpr int kChunkBytes = KeyOrder<D>::kChunk;
   static constexpr int kWords = D / 16;
@@ -144,13 +170,13 @@ struct Fp8Key {
   }
 };
 
-/// Values by table, Bits = 2, 3, 4. Uniform values (scale * index + zero) use the same look-up with the indices themselves as entries.
+/// Values by table, Bits = 2, 4. Uniform values (scale * index + zero) use the same look-up with the indices themselves as entries.
 template <int D, int Bits, bool Zero = false>
 struct TableValue {
   static constexpr int kPiece = D * Bits / 64;
   static constexpr int kBytes = 16 * D * Bits / 8;
-  static constexpr int kEntries = 1 << 2 * Bits;
   static constexpr bool kZero = Zero;
+  __device__ static int entry(int byte) { return table_code<1 << 2 * Bits>(byte); }
   static constexpr int kWords = (2 * kPiece + 3) / 4;
   struct Raw {
     std::uint32_t w[2][kWords];
@@ -172,6 +198,25 @@ struct TableValue {
   template <int Odd>
   __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
     return pair_value<Bits, 1, Odd * kPiece * 8>(r.w[h], i, lane_base);
+  }
+};
+
+/// Values of 3 bits by table, in units: tokens 2t, 2t + 1, 2t + 8 and 2t + 9 are their groups.
+template <int D, bool Zero>
+struct TableValue<D, 3, Zero> {
+  static constexpr int kBytes = 16 * D * 3 / 8;
+  static constexpr bool kZero = Zero;
+  __device__ static int entry(int byte) { return unit_entry(byte); }
+  static constexpr bool kTurned = false;
+  static constexpr int kUnits = D / 64;
+  struct Raw {
+    std::uint32_t w[kUnits * 3];
+  };
+  __device__ static std::uint32_t lane_offset(int g, int t) { return (g * 4 + t) * kUnits * 12; }
+  __device__ static void load(Raw& r, std::uint32_t at, bool) { load_bytes<kUnits * 12>(at, r.w); }
+  template <int Odd>
+  __device__ static std::uint32_t pair(const Raw& r, int h, int i, std::uint32_t lane_base) {
+    return unit_pair_value<1>(r.w + i / 4 * 3, 2 * h + Odd, i % 4, lane_base);
   }
 };
 

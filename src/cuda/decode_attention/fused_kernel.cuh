@@ -148,9 +148,9 @@ struct Kernel : Merges<C> {
       entry[i] = 0;
       if (warp == 0 || code >= 256) continue;
       if (lane >= 16) {
-        entry[i] = __ldg(p.v_pairs + table_code<Value::kEntries>(code));
+        entry[i] = __ldg(p.v_pairs + Value::entry(code));
       } else if constexpr (Key::kTable) {
-        entry[i] = __ldg(p.k_pairs + table_code<Key::kEntries>(code));
+        entry[i] = __ldg(p.k_pairs + Key::entry(code));
       }
     }
   }

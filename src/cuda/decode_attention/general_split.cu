@@ -302,7 +302,9 @@ __global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2)
   float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f}, zero_sum[2] = {0.0f, 0.0f};
   float reference = v_scaled ? 0.0f : 1.0f;
 
-  const Stage v_stage = native ? native_v_stage(own, a.cache.v_piece, a.v.row_bits, token) : row_stage(own, 0);
+  const Stage v_stage = !native           ? row_stage(own, 0)
+                        : a.cache.v_units ? unit_stage(own, false)
+                                          : native_v_stage(own, a.cache.v_piece, a.v.row_bits, token);
 
   const int tile_end = (w.end + 15) / 16;
   int tile = w.begin / 16 + warp;
@@ -332,7 +334,8 @@ __global__ void __launch_bounds__(kThreads, HD <= 128 ? 4 : 2)
     } else {
       const int offset =
           native ? token * a.k.row_bytes : token * s.k_stage_row + static_cast<int>(reinterpret_cast<std::uintptr_t>(now.k) & 15);
-      float squares = fill_tile(a.k, shared, row_stage(stage, offset), a.head_dim, {tile_memory, s.pitch, 0, a.head_dim}, now.valid, lane);
+      const Stage raw = native && a.cache.k_units ? unit_stage(stage, true) : row_stage(stage, offset);
+      float squares = fill_tile(a.k, shared, raw, a.head_dim, {tile_memory, s.pitch, 0, a.head_dim}, now.valid, lane);
       if (a.k.norm_correction) {
         squares += __shfl_xor_sync(~0u, squares, 16);
         if (lane < 16) scale *= rsqrtf(squares + 1e-16f);

@@ -8,12 +8,13 @@ namespace tq4::gpu {
 
 constexpr int kDequantThreads = 128, kDequantRows = 16;
 
-/// One encoded row: `byte(i)` is the address of byte i of its codes.
+/// One encoded row: `byte(i)` is the address of byte i of its codes; in units (core/units.h) of the first byte of the group that would begin there.
 struct RowIn {
   float scale, zero, residual_norm;
   const std::uint8_t* signs;
   bool split_groups;  ///< 8 codes may lie in two places
   bool nibbles_high;
+  bool units;
 };
 
 /// Codes of one row to y [dim] in shared memory, by one warp; the same numbers as cpu/scalar_decode.cpp. `codes` [2 dim] is scratch.
@@ -31,7 +32,9 @@ __device__ inline void decode_row(const RowCodec& r, const RowTables& t, const R
     int2 place = group_place(r, g);
     if (in.nibbles_high) place = make_int2(4 * g, 4);
     unsigned long long bits = 0;
-    if (in.split_groups) {
+    if (in.units) {
+      bits = get_unit_group(byte(place.x));
+    } else if (in.split_groups) {
       for (int b = 0; b < place.y; ++b) bits |= static_cast<unsigned long long>(*byte(place.x + b)) << (8 * b);
     } else {
       bits = get_bytes(byte(place.x), place.y);
@@ -76,7 +79,8 @@ __device__ inline RowIn plane_row(const RowCodec& r, const EncodedIn& in, std::i
           r.has_signs ? in.residual_norm[at] : 0.0f,
           r.has_signs ? in.signs + at * (r.dim / 8) : nullptr,
           false,
-          nibbles_high};
+          nibbles_high,
+          false};
 }
 
 /// A block's rows of planes to y [kDequantRows][dim] in shared memory, a warp a row. `row_of(r)` is the row's index in the planes, < 0 = none:

@@ -46,13 +46,17 @@ __global__ void __launch_bounds__(kDequantThreads) pages_kernel(const __grid_con
     const int block = token / a.cache.block_size;
     const TokenRef ref =
         token_ref(a.cache, a.block_table[sequence * a.block_table_stride + block], token - block * a.cache.block_size, head);
-    RowIn in{1.0f, 0.0f, 0.0f, nullptr, a.cache.native && !key, a.nibbles_high != 0};
+    RowIn in{1.0f, 0.0f, 0.0f, nullptr, a.cache.native && !key, a.nibbles_high != 0, in_units(a.cache, key)};
     if (in.split_groups && codec.outliers == 0 && a.cache.v_piece % codec.bits == 0) in.split_groups = false;
     if (codec.has_scale) in.scale = load_scale(part, scale_ptr(a.cache, part, ref, head));
     if (codec.has_zero) in.zero = __half2float(*reinterpret_cast<const __half*>(zero_ptr(a.cache, part, ref, head)));
     decode_row(
-        codec, tables, in, [&](int i) { return code_byte(a.cache, part, key, codec.code_bytes, ref, head, i); }, codes + warp * 2 * dim,
-        row, lane);
+        codec, tables, in,
+        [&](int i) {
+          if (in.units) return ref.base + part.codes + unit_byte(dim, key, ref.t, i / 3);
+          return code_byte(a.cache, part, key, codec.code_bytes, ref, head, i);
+        },
+        codes + warp * 2 * dim, row, lane);
   }
   __syncthreads();
   const float* result = y;

@@ -43,8 +43,9 @@ __device__ __forceinline__ void direct_rows(const PageRows& a) {
   const float table = Kind == CodeKind::Mse ? __ldg(codec.t.cells + 64 + lane) : 0.0f;
   const bool swap = side.inverse.nibbles_high != 0, corrected = Kind == CodeKind::Mse && codec.norm_correction != 0;
   const std::int64_t head = a.image_head();
-  const std::uint8_t* codes_at =
-      a.data + side.codes.first + head * side.codes.head + chunk / (kLanes / 8) * side.group_jump + chunk % (kLanes / 8) * Bits;
+  const bool units = Bits == 3 && side.access == PageAccess::Units;
+  const std::uint8_t* codes_at = a.data + side.codes.first + head * side.codes.head +
+                                 (units ? side.unit_group(D, chunk) : chunk / (kLanes / 8) * side.group_jump + chunk % (kLanes / 8) * Bits);
   const std::uint8_t *scale_at = a.data + side.scale.first + head * side.scale.head,
                      *zero_at = a.data + side.zero.first + head * side.zero.head;
   const std::int64_t out = a.line() * a.max_seq_len * D + 8 * chunk;
@@ -57,11 +58,14 @@ __device__ __forceinline__ void direct_rows(const PageRows& a) {
     for (int b = 0; b < kDirectBatch; ++b) {
       const int offset = at.offset + b * kRows + sub;  // of rows past the last one, too: their page has a place for them
       const std::uint8_t* p = codes_at + at.page + side.codes.token(offset);
-      odd[b] = Bits == 3 && (reinterpret_cast<std::uintptr_t>(p) & 1) != 0;
+      odd[b] = Bits == 3 && !units && (reinterpret_cast<std::uintptr_t>(p) & 1) != 0;
       const auto* half = reinterpret_cast<const unsigned short*>(p - (odd[b] ? 1 : 0));
       if constexpr (Words) {
         raw[b][0] = __ldg(reinterpret_cast<const unsigned*>(p));
         if constexpr (Bits == 8) raw[b][1] = __ldg(reinterpret_cast<const unsigned*>(p) + 1);
+      } else if (units) {
+#pragma unroll
+        for (int i = 0; i < 3; ++i) raw[b][i] = __ldg(p + 4 * i);
       } else {
 #pragma unroll
         for (int i = 0; i < (Bits + 1) / 2; ++i) raw[b][i] = __ldg(half + i);
@@ -78,6 +82,7 @@ __device__ __forceinline__ void direct_rows(const PageRows& a) {
         if constexpr (Bits > 2) low |= raw[b][1] << 16;
         if constexpr (Bits == 8) high = raw[b][2] | raw[b][3] << 16;
         if (odd[b]) low >>= 8;
+        if (units) low = core::group_from_unit(raw[b][0] | raw[b][1] << 8 | raw[b][2] << 16);
       } else if constexpr (Bits == 8) {
         high = raw[b][1];
       }

@@ -11,15 +11,16 @@
 
 namespace tq4::gpu {
 
-/// How the codes of a side are read, which their alignment decides: 16-bit pieces (vLLM's slots, and all but 4 and 8 bits), words, 16 bytes.
-enum class PageAccess : int { Halves, Words, Wide };
+/// How the codes of a side are read, which their alignment decides: 16-bit pieces (vLLM's slots, and all but 4 and 8 bits), words, 16 bytes;
+/// bytes of units (core/units.h).
+enum class PageAccess : int { Halves, Words, Wide, Units };
 
-/// Offset in a page of token 16 a + 8 b + c of head h: first + h * head + a * sixteen + b * eight + c * one.
+/// Offset in a page of token 16 a + 8 b + c of head h: first + h * head + a * sixteen + b * eight + c * one, and odd for every odd token.
 struct PagePlaces {
   std::int64_t first, head;
-  int sixteen, eight, one;
+  int sixteen, eight, one, odd = 0;
   __device__ __forceinline__ int token(int offset) const {
-    return (offset >> 4) * sixteen + (offset >> 3 & 1) * eight + (offset & 7) * one;
+    return (offset >> 4) * sixteen + (offset >> 3 & 1) * eight + (offset & 7) * one + (offset & 1) * odd;
   }
 };
 struct PageSide {
@@ -28,6 +29,9 @@ struct PageSide {
   int group_jump;  ///< bytes from piece to piece: a lane's D/4 coordinates are two pieces of D/8
   PagePlaces codes, scale, zero;
   int scale_f32;
+  int key;
+  /// Of units: from a row's first byte to a group's.
+  __device__ __forceinline__ int unit_group(int head_dim, int group) const { return unit_byte(head_dim, key != 0, 0, group); }
   void* out;  ///< [num_seqs, num_kv_heads, max_seq_len, D]
 };
 
@@ -93,6 +97,15 @@ struct PageRows {
   __device__ __forceinline__ void fetch(unsigned (&raw)[Words], InverseRow& row, int t) const {
     constexpr int G = Words / 2;
     const int bits = side().row_bits, jump = page_side().group_jump;
+    if (page_side().access == PageAccess::Units) {
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        const std::uint8_t* p = row.codes + page_side().unit_group(head_dim, G * t + g);
+        raw[g] = __ldg(p) | static_cast<unsigned>(__ldg(p + 4)) << 8;
+        raw[G + g] = __ldg(p + 8);
+      }
+      return;
+    }
     const std::uint8_t* p = row.codes + 2 * t * jump;
     row.token = static_cast<int>(reinterpret_cast<std::uintptr_t>(p) & 1);
     if (page_side().access == PageAccess::Wide) {
@@ -126,6 +139,11 @@ struct PageRows {
   }
   template <int G>
   __device__ __forceinline__ void spread(unsigned (&w)[G], const unsigned (&raw)[2 * G], const InverseRow& row) const {
+    if (page_side().access == PageAccess::Units) {
+#pragma unroll
+      for (int g = 0; g < G; ++g) w[g] = core::group_from_unit(raw[g] | raw[G + g] << 16);
+      return;
+    }
     const bool halves = page_side().access == PageAccess::Halves, threes = side().row_bits == 3;
     const int odd_jump = page_side().group_jump & 1;
 #pragma unroll
@@ -145,11 +163,18 @@ inline PageSide page_side(const CacheView& cache, bool key, const InverseSide& i
   side.group_jump = piece;
   side.scale_f32 = part.scale_f32;
   side.out = out;
+  side.key = key;
   if (cache.native) {
     const int tiles = cache.block_size / 16;
     if (!key) side.group_jump = 8 * piece;
     side.codes = {part.codes, static_cast<std::int64_t>(tiles) * cache.tile_bytes, cache.tile_bytes, key ? 8 * row_bytes : 64 * piece,
                   key ? row_bytes : piece};
+    if (key ? cache.k_units : cache.v_units) {  // core/units.h: linear in the token but for V's odd ones
+      const int units = inverse.codec.dim / 64;
+      side.codes.eight = 2;
+      side.codes.one = (key ? 48 : 6) * units;
+      side.codes.odd = key ? 0 : 1 - 6 * units;
+    }
     const std::int64_t scales = static_cast<std::int64_t>(tiles) * cache.scale_bytes;
     side.scale = {cache.scale_blocks + part.scale, scales, cache.scale_bytes, 2, 8};
     side.zero = {cache.scale_blocks + part.zero, scales, cache.scale_bytes, 2, 4};
@@ -162,7 +187,7 @@ inline PageSide page_side(const CacheView& cache, bool key, const InverseSide& i
   // Every row's first byte, and every lane's.
   const std::int64_t places = reinterpret_cast<std::intptr_t>(cache.data) | cache.block_stride | side.codes.first | side.codes.head |
                               side.codes.sixteen | side.codes.eight | side.codes.one;
-  side.access = PageAccess::Halves;
+  side.access = cache.native && (key ? cache.k_units : cache.v_units) ? PageAccess::Units : PageAccess::Halves;
   if ((inverse.row_bits == 4 || inverse.row_bits == 8) && places % 4 == 0) side.access = PageAccess::Words;
   if (!direct && inverse.row_bits == 4 && side.group_jump == piece && places % std::min(16, inverse.codec.dim / 8) == 0)
     side.access = PageAccess::Wide;

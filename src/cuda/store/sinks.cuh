@@ -78,7 +78,7 @@ struct PageSink {
   __device__ __forceinline__ Slot slot(std::int64_t fetched) const { return slot_place(cache, fetched); }
 };
 
-/// Our tiles: rows of K as they are, rows of V in pieces of D / 8 coordinates.
+/// Our tiles: rows of K as they are, rows of V in pieces of D / 8 coordinates; codes of 3 bits in units.
 struct NativeSink : PageSink {
   template <int N>
   __device__ __forceinline__ void put(const RowCodec& codec, bool key, const Slot& slot, int head, int first,
@@ -87,7 +87,22 @@ struct NativeSink : PageSink {
     const int tile = head * (cache.block_size >> 4) + (slot.offset >> 4), t = slot.offset & 15;
     std::uint8_t* page = cache.data + slot.page * cache.block_stride;
     std::uint8_t* to = page + static_cast<std::int64_t>(tile) * cache.tile_bytes + (key ? cache.k.codes : cache.v.codes);
-    if (key) {
+    if (in_units(cache, key)) {
+      to += unit_byte(codec.dim, key, t, 0);
+      if (key && N > 8) {
+#pragma unroll
+        for (int g = 0; g + 1 < N / 8; g += 2) {  // two groups are side by side
+          const unsigned one = core::group_to_unit(codes.low[g]), other = core::group_to_unit(codes.low[g + 1]);
+          auto* half = reinterpret_cast<unsigned short*>(to + unit_byte(codec.dim, true, 0, first / 8 + g));
+          half[0] = static_cast<unsigned short>((one & 0xffu) | other << 8);
+          half[2] = static_cast<unsigned short>((one >> 8 & 0xffu) | (other & 0xff00u));
+          half[4] = static_cast<unsigned short>(one >> 16 | (other >> 8 & 0xff00u));
+        }
+      } else {
+#pragma unroll
+        for (int g = 0; g < N / 8; ++g) put_unit_group(to + unit_byte(codec.dim, key, 0, first / 8 + g), codes.low[g]);
+      }
+    } else if (key) {
       put_aligned(to + t * codec.code_bytes + first / 8 * codec.bits, codes.low, codes.high, codec.bits);
     } else {
       const int shift = codec.dim >> 7;  // log2 of a piece's groups: D = 64, 128, 256

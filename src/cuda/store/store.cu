@@ -61,7 +61,9 @@ __global__ void __launch_bounds__(kThreads) store_kernel(const __grid_constant__
         int2 place = group_place(codec, g);
         if (a.nibbles_high) place = make_int2(4 * g, 4);
         const unsigned long long bits = pack_group(row_codes + g * 8, place.y, a.nibbles_high);
-        if (pieces && a.cache.v_piece % place.y != 0) {  // a group may lie in two pieces
+        if (in_units(a.cache, key)) {
+          put_unit_group(ref.base + part.codes + unit_byte(dim, key, ref.t, g), static_cast<std::uint32_t>(bits));
+        } else if (pieces && a.cache.v_piece % place.y != 0) {  // a group may lie in two pieces
           for (int b = 0; b < place.y; ++b) *address(place.x + b) = static_cast<unsigned char>(bits >> (8 * b));
         } else {
           put_bytes(address(place.x), bits, place.y);

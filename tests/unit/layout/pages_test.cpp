@@ -10,6 +10,7 @@
 
 #include "../codec/vectors.h"
 #include "core/side.h"
+#include "core/units.h"
 #include "tq4/error.h"
 #include "tq4/layout.h"
 
@@ -130,7 +131,7 @@ TEST(VllmPages, RoundTripWithTokensOrHeadsOutermost) {
 }
 
 TEST(NativePages, AddressesAreTheDocumentedOnes) {
-  const CodecSpec spec = spec_from_name("vllm:k3v4_nc");  // zeros too
+  const CodecSpec spec = spec_from_name("vllm:4bit_nc");  // zeros too
   const PageLayout layout = make_layout(LayoutKind::Native, spec, 2, 128, 32);
   const NativeTile tile = native_tile(spec, 128);
   const std::int64_t n = 64;
@@ -147,7 +148,7 @@ TEST(NativePages, AddressesAreTheDocumentedOnes) {
   // Token 45 is token 13 of tile 0 of page 1 (45 = 32 + 13). The tiles of head 1 follow the two of head 0.
   const std::uint8_t* base = cache.data() + layout.block_stride + 1 * 2 * tile.bytes;
   const std::size_t vector = 45 * 2 + 1;
-  EXPECT_EQ(0, std::memcmp(base + 13 * tile.k_row, k.codes.data() + vector * 48, 48));
+  EXPECT_EQ(0, std::memcmp(base + 13 * tile.k_row, k.codes.data() + vector * 64, 64));
   // Token 13 = 8*1 + 2*2 + 1.
   for (int i1 = 0; i1 < 8; ++i1) {
     const std::uint8_t* piece = base + tile.v_offset + (((1 * 8 + i1) * 4 + 2) * 2 + 1) * tile.v_piece;
@@ -159,6 +160,98 @@ TEST(NativePages, AddressesAreTheDocumentedOnes) {
   EXPECT_EQ(half_at(scales + 5 * 8 + 6), v.scale[vector]);
   EXPECT_EQ(half_at(scales + 64 + 5 * 4 + 2), v.zero[vector]);
   EXPECT_EQ(layout.block_stride, 2 * 2 * (tile.bytes + 96));
+}
+
+/// Code j of a row of 3-bit codes, packed LSB first.
+int code_of_row(const std::uint8_t* row, int j) {
+  int code = 0;
+  for (int b = 0; b < 3; ++b) code |= (row[(3 * j + b) / 8] >> (3 * j + b) % 8 & 1) << b;
+  return code;
+}
+/// Code j of group q of a unit, as tq4/layout.h says.
+int code_of_unit(const std::uint8_t* unit, int q, int j) {
+  int code = 0;
+  for (int p = 0; p < 3; ++p) {
+    const int byte = unit[q + 4 * p];
+    if (j == 6) code |= (byte & 1) << p;
+    if (j == 7) code |= (byte >> 4 & 1) << p;
+    if (j == 2 * p) code = byte >> 1 & 7;
+    if (j == 2 * p + 1) code = byte >> 5 & 7;
+  }
+  return code;
+}
+
+TEST(NativePages, CodesOfThreeBitsLieInUnits) {
+  for (const char* name : {"tq3", "k4v3", "k3v4"}) {
+    for (const int dim : {64, 128, 192, 256}) {
+      const CodecSpec spec = spec_from_name(name);
+      const PageLayout layout = make_layout(LayoutKind::Native, spec, 1, dim, 16);
+      const NativeTile tile = native_tile(spec, dim);
+      EXPECT_EQ(tile.k_units, spec.k.bits == 3);
+      EXPECT_EQ(tile.v_units, spec.v.bits == 3);
+      const RandomSide k(spec.k, dim, 16, 5, true), v(spec.v, dim, 16, 6, true);
+      std::vector<std::int64_t> slots(16);
+      std::iota(slots.begin(), slots.end(), 0);
+      std::vector<std::uint8_t> cache(static_cast<std::size_t>(layout.block_stride), 0);
+      write_pages(layout, k.in(), v.in(), slots.data(), 16, cache.data(), 1);
+      const int units = dim / 64;
+      for (int token = 0; token < 16; ++token) {
+        const std::uint8_t *k_row = k.codes.data() + token * static_cast<int>(k.row),
+                           *v_row = v.codes.data() + token * static_cast<int>(v.row);
+        for (int t = 0; t < 4 && spec.k.bits == 3; ++t) {
+          std::vector<int> owned;  // coordinates
+          if (dim % 128 == 0) {
+            for (int chunk = t; chunk < dim / 32; chunk += 4)
+              for (int j = 0; j < 32; ++j) owned.push_back(chunk * 32 + j);
+          } else {
+            for (int j = 0; j < dim / 4; ++j) owned.push_back(t * dim / 4 + j);
+          }
+          for (std::size_t i = 0; i < owned.size(); ++i) {
+            const int eighth = static_cast<int>(i) / 8, u = eighth / 2, e = eighth % 2;
+            const std::uint8_t* unit = cache.data() + ((token % 8 * 4 + t) * units + u) * 12;
+            ASSERT_EQ(code_of_unit(unit, 2 * (token / 8) + e, static_cast<int>(i) % 8), code_of_row(k_row, owned[i])) << name << dim;
+          }
+        }
+        for (int j = 0; j < dim && spec.v.bits == 3; ++j) {
+          const int i1 = j / (dim / 8), u = j % (dim / 8) / 8;
+          const std::uint8_t* unit = cache.data() + tile.v_offset + ((i1 * 4 + token % 8 / 2) * units + u) * 12;
+          ASSERT_EQ(code_of_unit(unit, 2 * (token / 8) + token % 2, j % 8), code_of_row(v_row, j)) << name << dim;
+        }
+      }
+    }
+  }
+}
+
+TEST(NativePages, RowsOfBeforeBecomeUnits) {
+  for (const char* name : {"tq3", "k4v3", "k3v4", "tq4", "vllm:k3v4_nc"}) {
+    for (const int dim : {64, 128, 256}) {
+      const CodecSpec spec = spec_from_name(name);
+      const PageLayout layout = make_layout(LayoutKind::Native, spec, 2, dim, 32);
+      const NativeTile tile = native_tile(spec, dim);
+      const std::int64_t n = 64;
+      const RandomSide k(spec.k, dim, n * 2, 5, true), v(spec.v, dim, n * 2, 6, true);
+      std::vector<std::int64_t> slots(static_cast<std::size_t>(n));
+      std::iota(slots.begin(), slots.end(), 0);
+      std::vector<std::uint8_t> cache(static_cast<std::size_t>(2 * layout.block_stride), 0);
+      write_pages(layout, k.in(), v.in(), slots.data(), n, cache.data(), 2);
+      std::vector<std::uint8_t> before = cache;
+      for (int token = 0; token < n; ++token) {
+        for (int head = 0; head < 2; ++head) {  // the order of version 1: rows of K, pieces of V
+          std::uint8_t* to = before.data() + token / 32 * layout.block_stride + (head * 2 + token % 32 / 16) * tile.bytes;
+          const int t = token % 16;
+          const std::size_t vector = static_cast<std::size_t>(token * 2 + head);
+          std::memcpy(to + t * tile.k_row, k.codes.data() + vector * k.row, k.row);
+          for (int i1 = 0; i1 < 8; ++i1)
+            std::memcpy(to + tile.v_offset + (((t / 8 * 8 + i1) * 4 + t % 8 / 2) * 2 + t % 2) * tile.v_piece,
+                        v.codes.data() + vector * v.row + static_cast<std::size_t>(i1 * tile.v_piece),
+                        static_cast<std::size_t>(tile.v_piece));
+        }
+      }
+      EXPECT_EQ(before == cache, spec.k.bits != 3 && spec.v.bits != 3);
+      core::rows_to_units(layout, before.data(), 2);
+      EXPECT_EQ(before, cache) << name << " " << dim;
+    }
+  }
 }
 
 TEST(NativePages, UnusedScalesAreOne) {
