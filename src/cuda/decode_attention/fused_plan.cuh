@@ -1,8 +1,9 @@
 // How the work of a launch is dealt, worked out on the device from seq_lens, so that a captured graph stays right while lengths grow.
 // A unit is a tile of 16 compressed tokens of one (sequence, kv head) pair or, as many bytes, 4 of its exact ones, which come first.
-// The units of all pairs form one line, cut into equal pieces (but see late_units()), one a thread block (stream-K); fit_pieces() says how long. Pairs go by kv head, then
-// sequence: short sequences, whose pairs cost more than their units, then do not come num_kv_heads at a time. A block works through its piece in
-// rounds of at most C::Pairs pairs; within a round every warp takes an equal share of consecutive units. Parts of a pair meet again in the merge.
+// The units of all pairs form one line, cut into equal pieces (but see late_units()), one a thread block (stream-K); fit_pieces() says how long.
+// Pairs go by kv head, then sequence: short sequences, whose pairs cost more than their units, then do not come num_kv_heads at a time. A block works
+// through its piece in rounds of at most C::Pairs pairs; within a round every warp takes an equal share of consecutive units. Parts of a pair meet
+// again in the merge.
 #pragma once
 
 #include "cuda/decode_attention/fused_params.h"
@@ -76,8 +77,9 @@ struct Pair {
   }
 };
 
-// Pieces are equal but for those of the last blocks of a launch: these begin last, on multiprocessors that the launch before frees last, and have no tiles asked for
-// early. Where work is long their pieces are two and a half tiles a warp shorter; the length of the others says whether it is. Not only where launches overlap, or results would depend on it.
+// Pieces are equal but for those of the last blocks of a launch: these begin last, on multiprocessors that the launch before frees last, and have
+// no tiles asked for early. Where work is long their pieces are two and a half tiles a warp shorter; the length of the others says whether it is.
+// Not only where launches overlap, or results would depend on it.
 
 template <int Warps>
 __device__ __forceinline__ int late_units(int length) {
@@ -137,8 +139,9 @@ __device__ __forceinline__ void fit_pieces(const Params& p, int units, int short
     length = divide(all + late * late_blocks() + blocks - 1, blocks);  // of all blocks, work being long
 }
 
-/// The plan and the pair at the beginning of the block's piece, by one warp or by each for itself; the lanes scan the sequences, 32 a round. Returns false when the block has no work.
-/// own_length: seq_lens[lane] (anything where there is no such sequence). Warps: of a block, to fit pieces and pairs to each other; 0: equal pieces without empty units. Most: fit_pieces().
+/// The plan and the pair at the beginning of the block's piece, by one warp or by each for itself; the lanes scan the sequences, 32 a round. Returns
+/// false when the block has no work. own_length: seq_lens[lane] (anything where there is no such sequence). Warps: of a block, to fit pieces and pairs
+/// to each other; 0: equal pieces without empty units. Most: fit_pieces().
 template <int Warps = 0, int Most = 0>
 __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_length, Plan& plan, Pair& pair) {
   int mine = lane < p.num_seqs ? Tokens(p, own_length).units() : 0;
