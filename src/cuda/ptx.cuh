@@ -80,7 +80,7 @@ __device__ __forceinline__ float inverse_fast(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-/// 1 / sqrt(x) for normal x, to 2 units in the last place.
+/// 1 / sqrt(x) for normal x, to 2 units in the last place; infinite for 0, 0 for infinity.
 __device__ __forceinline__ float rsqrt_fast(float x) {
   float y;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

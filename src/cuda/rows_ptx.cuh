@@ -14,12 +14,6 @@ __device__ __forceinline__ void mma_k8(float (&c)[4], std::uint32_t a0, std::uin
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a0), "r"(a1), "r"(b0));
 }
-/// 1 / sqrt(x) of a normal number, to 2 units in the last place; infinite for 0, 0 for infinity.
-__device__ __forceinline__ float inverse_sqrt_fast(float x) {
-  float y;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 /// p, which the compiler must keep in registers and cannot compute again.
 template <class T>
 __device__ __forceinline__ T* opaque_pointer(T* p) {

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kPlaneThreads<D>, 1) hadamard_planes(const __g
 
     const bool regular = square > 0.0f && square < INFINITY;
     const auto work = look_up_codes<D / 4, true>(
-        table, [&](int i) { return y.v[i / 8][i / 4 % 2][i % 4]; }, regular ? inverse_sqrt_fast(square) * kToPlace : 0.0f, turned);
+        table, [&](int i) { return y.v[i / 8][i / 4 % 2][i % 4]; }, regular ? rsqrt_fast(square) * kToPlace : 0.0f, turned);
     const float scale =
         row_scale(codec, {square, square, 0.0f, regular}, sum_lanes<4>(work.dot), sum_lanes<4>(work.centroids), tables.image_scale);
     const std::uint64_t row = min(first, last) + mine;

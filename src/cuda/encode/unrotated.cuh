@@ -31,37 +31,27 @@ __device__ __forceinline__ LaneCodes<8> unrotated_codes(const RowCodec& r, const
 #pragma unroll
   for (int o = 1; o < Lanes; o *= 2) lo = fminf(lo, __shfl_xor_sync(~0u, lo, o)), hi = fmaxf(hi, __shfl_xor_sync(~0u, hi, o));
   const float top = static_cast<float>((1 << r.bits) - 1), step = __fdiv_rn(__fsub_rn(hi, lo), top);
-  if constexpr (Quick) {
-    const unsigned bits = __float_as_uint(step);
-    if (__all_sync(~0u, step == 0.0f || (step > 0x1p-100f && step < 0x1p100f && (bits & 0x7fffffu) != 0x7fffffu))) {
-      const float inverse = step == 0.0f ? 0.0f : __fdiv_rn(1.0f, step);
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        const float index = __fadd_rn(right_quotient(__fsub_rn(v[k], lo), step, inverse), 0.5f);
-        const auto code = static_cast<unsigned>(fminf(fmaxf(index, 0.0f), top));  // not negative: the cast is the floor
-        if (r.bits == 8) {
-          (k < 4 ? out.low : out.high)[0] |= code << (8 * (k % 4));
-        } else {
-          out.low[0] |= code << (r.bits * k);
-        }
-      }
-      out.scale = round_scale(r, step);
-      out.zero = round_scale(r, lo);
-      return out;
-    }
-  }
-#pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    const float index = step == 0.0f ? 0.0f : floorf(__fadd_rn(__fdiv_rn(__fsub_rn(v[k], lo), step), 0.5f));
-    const auto code = static_cast<unsigned>(fminf(fmaxf(index, 0.0f), top));
+  out.scale = round_scale(r, step);
+  out.zero = round_scale(r, lo);
+  const auto put = [&](int k, float index) {
+    const auto code = static_cast<unsigned>(fminf(fmaxf(index, 0.0f), top));  // not negative: the cast is the floor
     if (r.bits == 8) {
       (k < 4 ? out.low : out.high)[0] |= code << (8 * (k % 4));
     } else {
       out.low[0] |= code << (r.bits * k);
     }
+  };
+  if constexpr (Quick) {
+    const unsigned bits = __float_as_uint(step);
+    if (__all_sync(~0u, step == 0.0f || (step > 0x1p-100f && step < 0x1p100f && (bits & 0x7fffffu) != 0x7fffffu))) {
+      const float inverse = step == 0.0f ? 0.0f : __fdiv_rn(1.0f, step);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) put(k, __fadd_rn(right_quotient(__fsub_rn(v[k], lo), step, inverse), 0.5f));
+      return out;
+    }
   }
-  out.scale = round_scale(r, step);
-  out.zero = round_scale(r, lo);
+#pragma unroll
+  for (int k = 0; k < 8; ++k) put(k, step == 0.0f ? 0.0f : floorf(__fadd_rn(__fdiv_rn(__fsub_rn(v[k], lo), step), 0.5f)));
   return out;
 }
 

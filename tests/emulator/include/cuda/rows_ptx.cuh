@@ -1,8 +1,6 @@
 // Stands in for src/cuda/rows_ptx.cuh in builds for the emulator.
 #pragma once
 
-#include <cmath>
-
 #include "cuda/wgmma.cuh"
 
 namespace tq4::gpu {
@@ -11,7 +9,6 @@ inline void mma_k8(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint3
   emulated::MmaOperand o{c, {a0, a1, 0, 0}, {b0, 0}};
   emulator::meet("mma.m16n8k8", ~0u, &o, emulated::mma_work<emulated::half_value>);
 }
-inline float inverse_sqrt_fast(float x) { return 1.0f / std::sqrt(x); }
 template <class T>
 T* opaque_pointer(T* p) {
   return p;
