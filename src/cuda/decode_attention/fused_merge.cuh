@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/decode_attention/fused_rotate.cuh"
+#include "cuda/decode_attention/parts.cuh"
 
 namespace tq4::gpu::fused {
 
@@ -92,10 +93,8 @@ struct Merges : Rotations<C> {
     if (lane == 0) p.lse[at / D] = v;
   }
 
-  // Parts of pairs that span blocks. A pair's output is written by the block in which it ends; every block before it in the pair leaves its part in the
-  // workspace, one a block. A word of a part is kept as its complement and 0 means that it is not there yet (no sum is the NaN of all ones), so
-  // readers need no counter and no fence: they read until all they want is there, and leave zeros for the next launch. A block waits only for blocks
-  // of lower index, which begin before it.
+  // Parts of pairs that span blocks (parts.cuh). A pair's output is written by the block in which it ends; every block before it in the pair leaves its
+  // part in the workspace, one a block.
 
   static constexpr int LaneDims = D % 64 == 0 ? D / 32 : 4;  // a warp merges a row, a lane so many dims of it
   /// The first of this lane's dims. Lanes that are left over do as the last one does.
@@ -107,53 +106,7 @@ struct Merges : Rotations<C> {
     return p.parts + (std::int64_t)block * C::PartWords + S::Rows * D + 2 * row;
   }
 
-  struct Row {  // maximum (log2) and sum of the weights so far, and the weighted sum of values
-    float m, l, o[LaneDims];
-  };
-  /// Adds the parts of blocks [first, end).
-  __device__ __forceinline__ void add_parts(int first, int end, int row, Row& sum) const {
-    constexpr int N = LaneDims > 4 ? 4 : 8;  // parts at a time
-#pragma unroll 1
-    for (int b = first; b < end; b += N) {
-      std::uint32_t v[N][LaneDims], ml[2];
-      for (;;) {
-        load_relaxed<2>(part_sums(min(b + lane % N, end - 1), row), ml);
-        bool there = ml[0] != 0 && ml[1] != 0;
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          load_relaxed<LaneDims>(part_row(min(b + i, end - 1), row), v[i]);
-#pragma unroll
-          for (int d = 0; d < LaneDims; ++d) there &= v[i][d] != 0;
-        }
-        if (__all_sync(~0u, there)) break;
-        not_there_yet();
-      }
-      const float m = __uint_as_float(~ml[0]);
-      float top = m;
-#pragma unroll
-      for (int o = 1; o < N; o <<= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-      top = fmaxf(top, sum.m);
-      const float old = exp2_fast(sum.m - top), weight = b + lane % N < end ? exp2_fast(m - top) : 0.f;
-      float l = weight * __uint_as_float(~ml[1]);
-#pragma unroll
-      for (int o = 1; o < N; o <<= 1) l += __shfl_xor_sync(~0u, l, o);
-      sum.m = top;
-      sum.l = sum.l * old + l;
-#pragma unroll
-      for (int d = 0; d < LaneDims; ++d) sum.o[d] *= old;
-      constexpr std::uint32_t kNone[LaneDims] = {};
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        const float w = __shfl_sync(~0u, weight, i);
-        if (b + i < end) {
-#pragma unroll
-          for (int d = 0; d < LaneDims; ++d) sum.o[d] += w * __uint_as_float(~v[i][d]);
-          store_relaxed<LaneDims>(part_row(b + i, row), kNone);
-        }
-      }
-      if (b + lane < min(end, b + N)) store_relaxed<2>(part_sums(b + lane, row), {0, 0});
-    }
-  }
+  using Row = MergedRow<LaneDims>;
   /// This lane's dims of row `row` of a state; at: where the row begins.
   __device__ __forceinline__ void load_dims(std::uint32_t at, int row, float (&v)[LaneDims]) const {
     if constexpr (C::Padded || LaneDims <= 4) {
@@ -213,17 +166,18 @@ struct Merges : Rotations<C> {
       if (row >= rows()) continue;
       Row sum = add_states(slot, row);
       if (!pair_word(slot, 2)) {
-        std::uint32_t v[LaneDims];
-#pragma unroll
-        for (int d = 0; d < LaneDims; ++d) v[d] = ~__float_as_uint(sum.o[d]);
-        store_relaxed<LaneDims>(part_row(blockIdx.x, row), v);
-        if (lane == 0) store_relaxed<2>(part_sums(blockIdx.x, row), {~__float_as_uint(sum.m), ~__float_as_uint(sum.l)});
+        write_part(sum, lane, part_row(blockIdx.x, row), part_sums(blockIdx.x, row));
         continue;
       }
       const int begin = pair_word(slot, 4);
       Round round;
       round.wake(C::kRound);
-      if (begin < round.piece_begin) add_parts(block_of(begin, round.length, late_units<C::Warps>(round.length)), blockIdx.x, row, sum);
+      if (begin < round.piece_begin) {
+        constexpr int kAtOnce = LaneDims > 4 ? 4 : 8;
+        add_parts<kAtOnce>(
+            block_of(begin, round.length, late_units<C::Warps>(round.length)), blockIdx.x, 1, lane, sum,
+            [&](int block) { return part_row(block, row); }, [&](int block) { return part_sums(block, row); });
+      }
       const float unit = sum.l > 0.f ? 1.f / sum.l : 0.f;
 #pragma unroll
       for (int d = 0; d < LaneDims; d += 2)

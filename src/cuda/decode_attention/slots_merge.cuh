@@ -1,14 +1,12 @@
-// The end of a sequence in a block of the slots kernel: the states that the warps of a head have of it become outputs, merged with the parts that blocks before left
-// in the workspace, or such a part. All by log-sum-exp, a warp a row, a lane D / 32 dims of it. Values of these layouts are not rotated: a merged row is the output. Other heads and
-// the ring of units do not wait for it. A sequence that began in lower blocks and ends in the middle of the piece waits for their parts at the end of the piece only, or every
-// block would wait for the one before it.
-//
-// Parts pass between blocks as in the fused kernel (fused_merge.cuh): a word is kept as its complement and 0 means that it is not there yet, so
-// readers need no counter and no fence, and leave zeros for the next launch. A block waits only for lower ones, which begin before it. As a unit is all heads, one long sequence
-// has a part from every block: every kFan-th of its blocks first merges the ones before it, so that none reads all of many.
+// The end of a sequence in a block of the slots kernel: the states that the warps of a head have of it become outputs, merged with the parts that
+// blocks before left in the workspace (parts.cuh), or such a part. All by log-sum-exp, a warp a row, a lane D / 32 dims of it. Values of these layouts
+// are not rotated: a merged row is the output. Other heads and the ring of units do not wait for it. A sequence that began in lower blocks and ends in
+// the middle of the piece waits for their parts at the end of the piece only, or every block would wait for the one before it. As a unit is all heads,
+// one long sequence has a part from every block: every kFan-th of its blocks first merges the ones before it, so that none reads all of many.
 #pragma once
 
 #include "cuda/decode_attention/fused_config.cuh"
+#include "cuda/decode_attention/parts.cuh"
 #include "cuda/decode_attention/slots_feed.cuh"
 
 namespace tq4::gpu::fused {
@@ -59,9 +57,7 @@ struct SlotMerge : SlotFeed<C> {
     }
   }
 
-  struct Row {  // maximum (log2) and sum of the weights so far, and the weighted sum of values
-    float m, l, o[LaneDims];
-  };
+  using Row = MergedRow<LaneDims>;
   /// The states that the groups have of a row.
   __device__ __forceinline__ Row add_states(int head, int slot) const {
     const bool mine = lane < p.groups;
@@ -94,59 +90,6 @@ struct SlotMerge : SlotFeed<C> {
   __device__ __forceinline__ std::uint32_t* part(int block) const { return p.parts + (std::int64_t)block * p.part_words; }
   __device__ __forceinline__ std::uint32_t* part_row(int block, int row) const { return part(block) + row * D + lane * LaneDims; }
   __device__ __forceinline__ std::uint32_t* part_sums(int block, int row) const { return part(block) + p.heads * rows() * D + 2 * row; }
-  /// Adds the parts of blocks first, first + step, ... below `end`.
-  __device__ __forceinline__ void add_parts(int first, int end, int step, int row, Row& sum) const {
-    const int top_block = end - 1 - (unsigned)(end - 1 - first) % (unsigned)step;  // the last of them
-#pragma unroll 1
-    for (int b = first; b < end; b += kFan * step) {
-      std::uint32_t v[kFan][LaneDims], ml[2];
-      const int mine = b + lane % kFan * step;
-      for (;;) {
-        load_relaxed<2>(part_sums(min(mine, top_block), row), ml);
-        bool there = ml[0] != 0 && ml[1] != 0;
-#pragma unroll
-        for (int i = 0; i < kFan; ++i) {
-          load_relaxed<LaneDims>(part_row(min(b + i * step, top_block), row), v[i]);
-#pragma unroll
-          for (int d = 0; d < LaneDims; ++d) there &= v[i][d] != 0;
-        }
-        if (__all_sync(~0u, there)) break;
-        not_there_yet();
-      }
-      const float m = __uint_as_float(~ml[0]);
-      float top = m;
-#pragma unroll
-      for (int o = 1; o < kFan; o <<= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-      top = fmaxf(top, sum.m);
-      const float old = exp2_fast(sum.m - top), weight = mine < end ? exp2_fast(m - top) : 0.f;
-      float l = weight * __uint_as_float(~ml[1]);
-#pragma unroll
-      for (int o = 1; o < kFan; o <<= 1) l += __shfl_xor_sync(~0u, l, o);
-      sum.m = top;
-      sum.l = sum.l * old + l;
-#pragma unroll
-      for (int d = 0; d < LaneDims; ++d) sum.o[d] *= old;
-      constexpr std::uint32_t kNone[LaneDims] = {};
-#pragma unroll
-      for (int i = 0; i < kFan; ++i) {
-        const float w = __shfl_sync(~0u, weight, i);
-        if (b + i * step < end) {
-#pragma unroll
-          for (int d = 0; d < LaneDims; ++d) sum.o[d] += w * __uint_as_float(~v[i][d]);
-          store_relaxed<LaneDims>(part_row(b + i * step, row), kNone);
-        }
-      }
-      if (lane < kFan && mine < end) store_relaxed<2>(part_sums(mine, row), {0, 0});
-    }
-  }
-
-  __device__ __forceinline__ void write_part(int row, const Row& sum) const {
-    std::uint32_t v[LaneDims];
-#pragma unroll
-    for (int d = 0; d < LaneDims; ++d) v[d] = ~__float_as_uint(sum.o[d]);
-    store_relaxed<LaneDims>(part_row(blockIdx.x, row), v);
-    if (lane == 0) store_relaxed<2>(part_sums(blockIdx.x, row), {~__float_as_uint(sum.m), ~__float_as_uint(sum.l)});
-  }
   __device__ __forceinline__ void write_output(int seq, int head, int row, const Row& sum) const {
     const int token = row * p.group_reciprocal >> 16;
     const std::int64_t to = ((std::int64_t)seq * p.q_len + token) * (p.heads * p.group) + head * p.group + row - token * p.group;
@@ -173,7 +116,9 @@ struct SlotMerge : SlotFeed<C> {
 #pragma unroll 1
     for (int leaders = 0; leaders <= ends; ++leaders) {
       if (!ends && before % kFan != kFan - 1) return;
-      add_parts(first + (leaders ? kFan - 1 : led), leaders ? first + led : blockIdx.x, leaders ? kFan : 1, row, sum);
+      add_parts<kFan>(
+          first + (leaders ? kFan - 1 : led), leaders ? first + led : blockIdx.x, leaders ? kFan : 1, lane, sum,
+          [&](int block) { return part_row(block, row); }, [&](int block) { return part_sums(block, row); });
     }
   }
 
@@ -220,7 +165,7 @@ struct SlotMerge : SlotFeed<C> {
         if (ends) {
           write_output(pair.seq, head, row, sum);
         } else {
-          write_part(i, sum);
+          write_part(sum, lane, part_row(blockIdx.x, i), part_sums(blockIdx.x, i));
         }
       }
     }
