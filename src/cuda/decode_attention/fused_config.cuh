@@ -4,7 +4,7 @@
 #include <cuda_bf16.h>
 
 #include "cuda/decode_attention/fused_pipeline.cuh"
-#include "cuda/decode_attention/fused_tile.cuh"
+#include "cuda/decode_attention/fused_tall.cuh"
 
 namespace tq4::gpu::fused {
 
@@ -16,9 +16,8 @@ struct Config {
   using Key = Key_;
   using Value = Value_;
   static constexpr int D = S::D;
-  /// Of a thread block, a power of two. 16 leave 128 registers a thread: not enough for much more than 4 rows of 128 dims, and what is spilled waits behind the
-  /// stream of tiles.
-  static constexpr int Warps = S::Tiles * D > 128 ? 8 : 16;
+  /// Of a thread block. 16 leave 128 registers a thread, 12 leave 168, 8 leave 255: what is spilled waits behind the stream of tiles.
+  static constexpr int Warps = S::Tall ? 12 : D > 128 ? 8 : 16;
   static constexpr bool ValuesLate =
       Warps < 16;  // a tile's values stay in its stage until they are needed: registers for more rows or dims
   static constexpr int CodeBytes = Key::kBytes + Value::kBytes;
@@ -75,7 +74,8 @@ struct Config {
   }
   /// Where in row `row` of a state float `dim` (a multiple of 4) lies. The next four are 16 bytes further, or where bit 4 of the address is the other one.
   __device__ static constexpr std::uint32_t in_row(int row, int dim) {
-    return Padded ? dim * 4 : dim * 4 ^ row / 2 % 4 << 4 ^ (D == 256 ? dim / 32 % 2 << 6 : 0);
+    if (Padded) return dim * 4;
+    return S::Tall ? dim * 4 ^ dim / 32 % 4 << 4 ^ row % 2 << 6 : dim * 4 ^ row / 2 % 4 << 4 ^ dim / 32 % 2 << 6;
   }
   __device__ static constexpr std::uint32_t ring(int warp) {
     return warp < WarpsLow ? kBase + warp * RingBytes : 2 * kTableAddress + (warp - WarpsLow) * RingBytes;

@@ -26,7 +26,7 @@ struct KeyFor<D, 8> {
 
 template <int D, int KBits, int VBits, int Rows, bool Exact = false>
 constexpr Instance instance() {
-  using C = Config<Shape<D, Rows == 16 ? 2 : 1, Rows == 4>, typename KeyFor<D, KBits>::type, TableValue<D, VBits>, Exact>;
+  using C = Config<Shape<D, Rows == 16 ? 2 : 1, Rows == 4, Rows == 16>, typename KeyFor<D, KBits>::type, TableValue<D, VBits>, Exact>;
   return {{D, KBits, VBits, Rows, Exact}, C::PartWords, launch<C>};
 }
 

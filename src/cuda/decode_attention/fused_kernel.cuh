@@ -33,6 +33,8 @@ struct Kernel : Merges<C> {
 
   /// Queries of one pair as B fragments.
   __device__ __forceinline__ void query_fragments(int slot, QueryFragments<S>& q) const {
+    // Tall: words of two rows take turns as operand A. Without something done to them they would stay where the loads put them and be moved at every tile.
+    const std::uint32_t zero = S::Tall ? lds32(C::kRound + 24) >> 31 : 0;  // of Round::number
 #pragma unroll
     for (int n = 0; n < S::Tiles; ++n) {
       const int row = slot * S::Rows + (S::Packed ? g / 2 : n * 8 + g);
@@ -42,9 +44,42 @@ struct Kernel : Merges<C> {
         std::uint32_t v[4];
         lds128(C::half_at(C::kRotated, row, KeyOrder<D>::dim(0, 2 * i) + t * KeyOrder<D>::kChunk), v);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) q.b[n][i + e / 2][e % 2] = live ? v[e] : 0;
+        for (int e = 0; e < 4; ++e) q.b[n][i + e / 2][e % 2] = live ? S::Tall ? v[e] ^ zero : v[e] : 0;
       }
     }
+  }
+  /// One tile of compressed tokens for 16 rows, see compressed_tile().
+  template <class Refill>
+  __device__ __forceinline__ void tall_tile(RowState<S>& st, const QueryFragments<S>& q, std::uint32_t at, int seq_len, int first,
+                                            bool edge, Refill&& refill) {
+    static_assert(!Value::kZero && Key::kTable);
+    typename Key::Raw k;
+    typename Value::Raw v;
+    Key::load(k, at + key_at, false);
+    TallScales scales;
+    scales.load(at + scale_at);
+    if constexpr (!C::ValuesLate) {
+      Value::load(v, at + value_at, false);
+      __syncwarp();
+      refill();
+    }
+    float s[2][2][2];
+    logits_tall<S>(
+        q, [&](int h, int i) { return Key::pair(k, h, i, lane_base); }, scales, s);
+    if (edge) {
+      const Tokens tokens(p, seq_len);
+      mask_tall(Mask{seq_len, p.q_len, p.window, tokens.begin, tokens.end}, first, g, t, p.group_reciprocal, s, scales);
+    }
+    std::uint32_t a[4];
+    softmax_tall<S>(st, s, scales, a);
+    if constexpr (C::ValuesLate) {
+      Value::load(v, at + value_at, false);
+      __syncwarp();
+      refill();
+    }
+    values_tall<S>(st, a, [&](int h, int odd, int i) {
+      return odd ? Value::template pair<1>(v, h, i, lane_base) : Value::template pair<0>(v, h, i, lane_base);
+    });
   }
   /// One tile of compressed tokens, already in shared memory at `at`. Raw codes go to registers first, so that `refill` can reuse the slot.
   template <class Refill>
@@ -267,7 +302,8 @@ struct Kernel : Merges<C> {
     for (;;) {
       this->identify();
       lane_base = kept(kTableAddress | lane * 4);
-      key_at = kept(Key::lane_offset(g, t)), value_at = kept(Key::kBytes + Value::lane_offset(g, t)), scale_at = kept(C::CodeBytes + g * 8);
+      key_at = kept(Key::lane_offset(g, t)), value_at = kept(Key::kBytes + Value::lane_offset(g, t)),
+      scale_at = kept(C::CodeBytes + (S::Tall ? t * 16 : g * 8));
       if constexpr (Value::kTurned) odd_g = kept(g % 2);
       const std::uint64_t policy = stream_policy();
       const std::uint32_t select0 = kept(g % 2 == 0 ? 0x4410 : 0x1044), select1 = kept(g % 2 == 0 ? 0x4432 : 0x3244);
@@ -346,9 +382,14 @@ struct Kernel : Merges<C> {
 #pragma unroll 1
         for (; tile < tile_end; ++tile) {
           mbarrier_wait(bar, parity);
-          compressed_tile(st, q, slot, seq_len, tile * kTile, (unsigned)(tile - safe_first) >= (unsigned)safe_count, select0, select1, [&] {
+          const bool edge = (unsigned)(tile - safe_first) >= (unsigned)safe_count;
+          const auto refill = [&] {
             if (loader.alive()) loader.load(p, lane, slot, bar, policy);
-          });
+          };
+          if constexpr (S::Tall)
+            tall_tile(st, q, slot, seq_len, tile * kTile, edge, refill);
+          else
+            compressed_tile(st, q, slot, seq_len, tile * kTile, edge, select0, select1, refill);
           parity ^= next_stage(slot, bar);
         }
         walk.wake(walk_at);

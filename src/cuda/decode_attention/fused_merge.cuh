@@ -28,7 +28,7 @@ struct Merges : Rotations<C> {
 #pragma unroll
     for (int r = 0; r < S::LaneRows; ++r) {
 #pragma unroll
-      for (int o = 4; o < 32; o <<= 1) {
+      for (int o = S::Tall ? 1 : 4; o < (S::Tall ? 4 : 32); o <<= 1) {
         st.l[r] += __shfl_xor_sync(~0u, st.l[r], o);
         if constexpr (Value::kZero) st.z[r] += __shfl_xor_sync(~0u, st.z[r], o);
       }
@@ -43,7 +43,7 @@ struct Merges : Rotations<C> {
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
             float add = 0.f;
-            if constexpr (Value::kZero) add = st.z[S::Packed ? 0 : 2 * n + c % 2];
+            if constexpr (Value::kZero) add = st.z[S::row_of(n, c)];
             st.o[n][e][j][c] = st.o[n][e][j][c] * unit + add;
           }
   }
@@ -57,7 +57,14 @@ struct Merges : Rotations<C> {
 #pragma unroll
       for (int j = 0; j < S::Blocks; ++j) {
         const int dim = g * (D / 8) + 4 * j;
-        if constexpr (S::Packed) {
+        if constexpr (S::Tall) {
+          if (n > 0) continue;
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            const int row = g + c / 2 * 8, at = (2 * t + c % 2) * (D / 8) + 4 * j;
+            sts128(slot + row * C::RowStride + C::in_row(row, at), st.o[0][0][j][c], st.o[0][1][j][c], st.o[1][0][j][c], st.o[1][1][j][c]);
+          }
+        } else if constexpr (S::Packed) {
           sts128(slot + t * C::RowStride + dim * 4, st.o[n][0][j][0], st.o[n][0][j][1], st.o[n][0][j][2], st.o[n][0][j][3]);
         } else {
 #pragma unroll
@@ -66,10 +73,10 @@ struct Merges : Rotations<C> {
                    st.o[n][S::Parities - 1][j][c], st.o[n][0][j][2 + c], st.o[n][S::Parities - 1][j][2 + c]);
         }
       }
-    if (g == 0) {
+    if (S::Tall ? t == 0 : g == 0) {
 #pragma unroll
       for (int r = 0; r < S::LaneRows; ++r) {
-        const std::uint32_t at = slot + S::Rows * C::RowStride + S::row(t, r) * 8;
+        const std::uint32_t at = slot + S::Rows * C::RowStride + S::row(g, t, r) * 8;
         sts32(at, __float_as_uint(st.m[r]));
         sts32(at + 4, __float_as_uint(st.l[r]));
       }

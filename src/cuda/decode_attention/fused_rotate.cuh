@@ -49,8 +49,9 @@ template <class C>
 struct Rotations {
   using S = typename C::S;
   static constexpr int D = C::D;
-  static constexpr int ShareBlocks = D / 8 % C::Warps == 0 ? D / 8 / C::Warps : 1;  // a share a warp, where that comes out even
-  static constexpr int Blocks = D / 8 / ShareBlocks;                                // shares of a matrix
+  static constexpr int ShareBlocks = (D / 8 + C::Warps - 1) / C::Warps;  // a share a warp
+  static_assert(D / 8 % ShareBlocks == 0);
+  static constexpr int Blocks = D / 8 / ShareBlocks;  // shares of a matrix
   using Share = MatrixRows<D, ShareBlocks>;
 
   const Params& p;

@@ -3,6 +3,7 @@
 //   Packed (at most 4 rows): row t sits in MMA columns 2t and 2t + 1. For the logits only column 2t is filled, so that every lane owns one
 //     live row; for the values the two columns collect the even and the odd dims (fused_dequant.cuh).
 //   Wide (8 rows per column tile, Tiles of them): row = column; the values take two MMAs, for the even and the odd dims.
+//   Tall (16 rows): fused_tall.cuh.
 // The running maximum is lazy: a tile raises it only when a logit passes it by kSlack (in log2), so that p <= 2^kSlack and the common
 // tile pays one vote instead of shuffles and rescaling.
 #pragma once
@@ -20,18 +21,22 @@ __device__ __forceinline__ std::uint32_t pack_half2(float lo, float hi) {
 }
 
 /// Shape of the work of a warp.
-template <int D_, int Tiles_, bool Packed_>
+template <int D_, int Tiles_, bool Packed_, bool Tall_ = false>
 struct Shape {
   static constexpr int D = D_;
   static constexpr int Tiles = Tiles_;  // column tiles of 8 query rows
   static constexpr bool Packed = Packed_;
-  static constexpr int Rows = Packed ? 4 : 8 * Tiles;      // query rows there is room for
-  static constexpr int LaneRows = Packed ? 1 : 2 * Tiles;  // rows whose softmax state a lane keeps
-  static constexpr int Parities = Packed ? 1 : 2;          // separate accumulators for even and odd dims
-  static constexpr int Steps = D / 16;                     // k steps of the logits
-  static constexpr int Blocks = D / 32;                    // blocks of 16 dim pairs of the values
-  /// Row of slot r of lane t.
+  static constexpr bool Tall = Tall_;
+  static constexpr int Rows = Packed ? 4 : 8 * Tiles;                 // query rows there is room for
+  static constexpr int LaneRows = Packed ? 1 : Tall ? 2 : 2 * Tiles;  // rows whose softmax state a lane keeps
+  static constexpr int Parities = Packed ? 1 : 2;                     // separate accumulators for even and odd dims
+  static constexpr int Steps = D / 16;                                // k steps of the logits
+  static constexpr int Blocks = D / 32;                               // blocks of 16 dim pairs of the values
+  /// Which of a lane's rows word c of accumulator n of the values belongs to.
+  __device__ static constexpr int row_of(int n, int c) { return Packed ? 0 : Tall ? c / 2 : 2 * n + c % 2; }
+  /// Row of slot r of lane t (of lane (g, t) where rows are those of the products).
   __device__ static constexpr int row(int t, int r) { return Packed ? t : (r / 2) * 8 + 2 * t + r % 2; }
+  __device__ static constexpr int row(int g, int t, int r) { return Tall ? g + 8 * r : row(t, r); }
 };
 
 template <class S>
@@ -55,6 +60,17 @@ struct RowState {
           for (int c = 0; c < 4; ++c) o[n][e][j][c] = 0.f;
     v_unit = 0.f;
   }
+  /// v_unit for a tile whose largest V scale is v_top; what was gathered so far is to be multiplied by the result.
+  __device__ __forceinline__ float raise_unit(float v_top) {
+    float unit = v_top > 0.f ? __fdividef(1.f, v_top) : 1.f;  // an exact division would be a call, with registers spilled around it
+    float values = 1.f;
+    if (v_unit > 0.f) {
+      unit = fminf(unit, v_unit);
+      values = __fdividef(unit, v_unit);
+    }
+    v_unit = v_top > 0.f || v_unit > 0.f ? unit : 0.f;
+    return values;
+  }
   /// Multiply what was gathered so far by f[row] (and `values` for the accumulators' unit).
   __device__ __forceinline__ void scale(const float (&f)[S::LaneRows], float values) {
 #pragma unroll
@@ -66,7 +82,7 @@ struct RowState {
 #pragma unroll
         for (int j = 0; j < S::Blocks; ++j)
 #pragma unroll
-          for (int c = 0; c < 4; ++c) o[n][e][j][c] *= values * f[S::Packed ? 0 : 2 * n + c % 2];
+          for (int c = 0; c < 4; ++c) o[n][e][j][c] *= values * f[S::row_of(n, c)];
   }
 };
 
@@ -100,14 +116,7 @@ __device__ __forceinline__ void softmax_tile(RowState<S>& st, float (&s)[2][S::L
     v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 4));
     v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 8));
     v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 16));
-    float unit = v_top > 0.f ? __fdividef(1.f, v_top) : 1.f;  // an exact division would be a call, with registers spilled around it
-    float values = 1.f;
-    if (st.v_unit > 0.f) {
-      unit = fminf(unit, st.v_unit);
-      values = __fdividef(unit, st.v_unit);
-    }
-    st.v_unit = v_top > 0.f || st.v_unit > 0.f ? unit : 0.f;
-    st.scale(f, values);
+    st.scale(f, st.raise_unit(v_top));
   }
   const float unit0 = v_scale[0] * st.v_unit, unit1 = v_scale[1] * st.v_unit;
 #pragma unroll
