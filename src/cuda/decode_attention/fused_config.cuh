@@ -25,6 +25,8 @@ struct Config {
   /// 4 query rows of 128 dims at 4 bits wait for memory, not for instructions. More than 3 tiles a warp asked for, or a shorter loop that asks for them sooner,
   /// make its answers come later (experiments/decode/LOG.md, sixth round).
   static constexpr bool MemoryBound = S::Packed && D == 128 && Key::kTable && Key::kBytes == 8 * D && Value::kBytes == 8 * D;
+  /// Tiles of the longest pieces that are fitted to pairs (fit_pieces()): the more rows a pair has, the dearer are its ends and parts.
+  static constexpr int Fitted = S::Packed ? 24 * Warps : S::Tall ? 1536 : 512;
   static constexpr int TileBytes = CodeBytes + ScaleBytes, ExactBytes = Exact ? kExact * 4 * D : 0;
   static constexpr int SlotBytes = TileBytes > ExactBytes ? TileBytes : ExactBytes;  // of a stage: a tile or an exact unit
   /// Query rows of all pairs of a round. A round costs its beginning and end: 16 rows a pair have room for the four pairs that a long piece may touch.

@@ -284,7 +284,7 @@ struct Kernel : Merges<C> {
     Round round;
     if (warp == 0) {
       Plan plan;
-      if (make_plan<C::Warps>(p, lane, own_length, plan, first)) {
+      if (make_plan<C::Warps, 0, C::Fitted>(p, lane, own_length, plan, first)) {
         round = open_first(plan, first);
       } else if (lane == 0) {
         sts32(C::kRound + 20, 0);  // no pairs

@@ -102,12 +102,12 @@ __device__ __forceinline__ int block_of(int unit, int length, int late) {
 ///   next launch begins on the other multiprocessors.
 /// - Few pairs of short pieces leave a block a pair unused (not slots): those in which pairs end are the last to end, and the next launch need not wait for their
 ///   multiprocessors.
-/// - Pairs of one length (those of one sequence, above all) and pieces of up to 24 tiles a warp (slots: all) are fitted to each other where that costs a sixteenth
-///   or less: whole pairs a piece, or whole pieces a pair.
+/// - Pairs of one length (those of one sequence, above all) and pieces of up to `Fitted` tiles (slots: all) are fitted to each other where that costs a sixteenth or
+///   less: whole pairs a piece, or whole pieces a pair.
 /// - Else empty units stand for the work at a pair's end, or blocks with many short pairs end last.
-template <int Warps, int Most>
+template <int Warps, int Most, int Fitted>
 __device__ __forceinline__ void fit_pieces(const Params& p, int units, int shortest, int longest, int& length, int& empty) {
-  constexpr int kFitted = Most > 0 ? 0x3fffffff : 24 * Warps;  // the longest piece that is
+  constexpr int kFitted = Most > 0 ? 0x3fffffff : Fitted;  // the longest piece that is
   const int total = units * p.num_kv_heads, pairs = p.num_seqs * p.num_kv_heads, half = (int)gridDim.x / 2;
   int blocks = (int)gridDim.x;
   if (total <= half * (Most > 0 || pairs * 2 > half ? 4 : 2) * Warps) {
@@ -141,8 +141,8 @@ __device__ __forceinline__ void fit_pieces(const Params& p, int units, int short
 
 /// The plan and the pair at the beginning of the block's piece, by one warp or by each for itself; the lanes scan the sequences, 32 a round. Returns
 /// false when the block has no work. own_length: seq_lens[lane] (anything where there is no such sequence). Warps: of a block, to fit pieces and pairs
-/// to each other; 0: equal pieces without empty units. Most: fit_pieces().
-template <int Warps = 0, int Most = 0>
+/// to each other; 0: equal pieces without empty units. Most, Fitted: fit_pieces().
+template <int Warps = 0, int Most = 0, int Fitted = 0>
 __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_length, Plan& plan, Pair& pair) {
   int mine = lane < p.num_seqs ? Tokens(p, own_length).units() : 0;
   int total = mine, shortest = lane < p.num_seqs ? mine : 0x7fffffff, longest = mine;
@@ -156,7 +156,8 @@ __device__ __forceinline__ bool make_plan(const Params& p, int lane, int own_len
   int head_units = __reduce_add_sync(~0u, total);  // of one head
   pair.empty = 0;
   if constexpr (Warps > 0) {
-    fit_pieces<Warps, Most>(p, head_units, __reduce_min_sync(~0u, shortest), __reduce_max_sync(~0u, longest), plan.length, pair.empty);
+    fit_pieces<Warps, Most, Fitted>(p, head_units, __reduce_min_sync(~0u, shortest), __reduce_max_sync(~0u, longest), plan.length,
+                                    pair.empty);
     head_units += pair.empty * p.num_seqs;
     mine += lane < p.num_seqs ? pair.empty : 0;
   }
