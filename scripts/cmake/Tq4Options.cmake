@@ -26,7 +26,7 @@ if(NOT TQ4_CUDA STREQUAL "OFF")
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-      set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual)
+      set(CMAKE_CUDA_ARCHITECTURES 80 90a-real)  # PTX of compute_80: what sm_80 is made of anyway, and what all others can take
     endif()
     enable_language(CUDA)
     if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25.1 does not know nvcc's flag for C++20

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/check.h"
+#include "tq4/gpu.h"
 
 namespace tq4::gpu {
 
@@ -39,7 +40,15 @@ void launch_kernel_early(const char* what, const LaunchShape& shape, void (*kern
   check(cudaLaunchKernelEx(&config, kernel, args...), what);
 }
 
-/// The one or the other: a device before sm_90 has no early launch.
+/// Whether this build's kernels wait on this device for those ahead of them (ptx.cuh), as early launch asks: they do where their code was made for this very
+/// architecture; PTX of an older one does not.
+inline bool launches_early(const DeviceInfo& device) {
+  for (const int architecture : {__CUDA_ARCH_LIST__}) {
+    if (device.compute_major >= 9 && architecture == 100 * device.compute_major + 10 * device.compute_minor) return true;
+  }
+  return false;
+}
+/// The one or the other.
 template <class... Params, class... Args>
 void launch_kernel_early_if(bool able, const char* what, const LaunchShape& shape, void (*kernel)(Params...), const Args&... args) {
   able ? launch_kernel_early(what, shape, kernel, args...) : launch_kernel(what, shape, kernel, args...);

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "cuda/ptx.cuh"
+#include "tq4/gpu.h"
 
 namespace tq4::gpu {
 
@@ -15,6 +16,14 @@ namespace tq4::gpu {
 __device__ __forceinline__ constexpr bool warpgroup_products() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   return true;
+#else
+  return false;
+#endif
+}
+/// Whether the code that runs on this device has them.
+inline bool warpgroup_products_on([[maybe_unused]] const DeviceInfo& device) {
+#if defined(TQ4_SM90A)
+  return device.compute_major == 9;
 #else
   return false;
 #endif

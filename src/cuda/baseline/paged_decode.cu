@@ -83,7 +83,7 @@ void baseline_decode(const BaselineParams& p, const DeviceInfo& device, Stream s
     using S = decltype(shape);
     allow_shared(baseline_kernel<S>, S::kBytes, device.shared_bytes_per_block, kWhere);
     const dim3 grid(static_cast<unsigned>(a.splits), static_cast<unsigned>(p.num_kv_heads), static_cast<unsigned>(p.num_seqs));
-    launch_kernel_early_if(device.compute_major >= 9, kWhere, {grid, S::kThreads, S::kBytes, static_cast<cudaStream_t>(stream)},
+    launch_kernel_early_if(launches_early(device), kWhere, {grid, S::kThreads, S::kBytes, static_cast<cudaStream_t>(stream)},
                            baseline_kernel<S>, a);
   });
 }

@@ -195,7 +195,7 @@ void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream
     const auto grid =
         static_cast<unsigned>(std::min<std::int64_t>(blocks, 1 << 20));  // as many as there is work for: 10% faster than as fit
     const auto launch = [&](auto* kernel) {
-      launch_kernel_early_if(codec.device().compute_major >= 9, kWhere, {grid, kStreamThreads, 0, cuda_stream}, kernel, a);
+      launch_kernel_early_if(launches_early(codec.device()), kWhere, {grid, kStreamThreads, 0, cuda_stream}, kernel, a);
     };
     const bool pairs = a.codec.t.pair_points != nullptr;
     switch (p.out_dtype) {
@@ -217,7 +217,7 @@ void dequant(const DeviceCodec& codec, Side side, const DequantParams& p, Stream
       launch_hadamard_back(kWhere, rows, p.n * p.heads, 1, 1, a.codec.dim, codec.device(), cuda_stream);
     } else {
       launch_inverse(kWhere, rows, by_head ? p.n : p.n * p.heads, by_head ? static_cast<unsigned>(p.heads) : 1u, 1, a.codec.dim,
-                     rows.plane_side.parts, codec.device(), cuda_stream);
+                     codec.device(), cuda_stream);
     }
   } else {
     const std::size_t shared = dequant_shared(a.codec, table_bytes(a.codec));

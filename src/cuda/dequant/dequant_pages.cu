@@ -128,17 +128,14 @@ bool pages(const DeviceCodec& codec, const DequantPagesParams& p, bool tiled, St
       rows.two_sides = sides - 1;
       const auto lines = static_cast<unsigned>(p.num_seqs * sides);
       bool hadamard = !tiled;
-      int parts = 1;
-      for (int s = first_side; s < first_side + sides; ++s) {
+      for (int s = first_side; s < first_side + sides; ++s)
         hadamard = hadamard && hadamard_back_serves(rows.sides[s].inverse.codec, p.out_dtype);
-        parts = std::max(parts, rows.sides[s].inverse.parts);
-      }
       if (unturned) {
         launch_direct(kWhere, rows, p.max_seq_len, heads, lines, a.k.dim, codec.device(), cuda_stream);
       } else if (hadamard) {
         launch_hadamard_back(kWhere, rows, p.max_seq_len, heads, lines, a.k.dim, codec.device(), cuda_stream);
       } else {
-        launch_inverse(kWhere, rows, p.max_seq_len, heads, lines, a.k.dim, parts, codec.device(), cuda_stream);
+        launch_inverse(kWhere, rows, p.max_seq_len, heads, lines, a.k.dim, codec.device(), cuda_stream);
       }
     };
     if (k_direct == v_direct) {

@@ -168,7 +168,7 @@ inline void launch_direct(const char* what, const PageRows& a, std::int64_t rows
                      most = std::max<std::int64_t>(1, 16 * device.sm_count / static_cast<std::int64_t>(grid_y * grid_z));
   const dim3 grid(static_cast<unsigned>(std::min(needed, most)), grid_y, grid_z);
   const auto launch = [&](auto* kernel) {
-    launch_kernel_early_if(device.compute_major >= 9, what, {grid, kDirectThreads, 0, stream}, kernel, a);
+    launch_kernel_early_if(launches_early(device), what, {grid, kDirectThreads, 0, stream}, kernel, a);
   };
   dim == 64 ? launch(direct_pages<64>) : dim == 128 ? launch(direct_pages<128>) : launch(direct_pages<256>);
 }

@@ -105,7 +105,7 @@ void launch_hadamard_back(const char* what, const Rows& a, std::int64_t rows, un
     const std::int64_t warps = (rows + kBackRows - 1) / kBackRows, needed = (warps + kBackThreads / 32 - 1) / (kBackThreads / 32),
                        most = std::max<std::int64_t>(1, device.sm_count * blocks / static_cast<std::int64_t>(grid_y * grid_z));
     const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>(needed, 1, most)), grid_y, grid_z);
-    launch_kernel_early_if(device.compute_major >= 9, what, {grid, kBackThreads, 0, stream}, kernel, a);
+    launch_kernel_early_if(launches_early(device), what, {grid, kBackThreads, 0, stream}, kernel, a);
   };
   dim == 64 ? launch(hadamard_back<64, Rows>, kBackBlocks<64>) : launch(hadamard_back<128, Rows>, kBackBlocks<128>);
 }

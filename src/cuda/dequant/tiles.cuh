@@ -117,6 +117,9 @@ __device__ __forceinline__ void put_eight(void* out, DType dtype, std::int64_t a
   __stcs(reinterpret_cast<uint4*>(static_cast<unsigned short*>(out) + at), make_uint4(w[0], w[1], w[2], w[3]));
 }
 
+/// Parts of an image that a block keeps.
+__host__ __device__ constexpr int inverse_parts_held(bool fine) { return fine ? 2 : 1; }
+
 struct InverseSide {
   RowCodec codec;
   int row_bits;      ///< bits a code takes in a row (4 for turboquant-vllm's nibbles)
@@ -128,6 +131,7 @@ struct InverseSide {
 /// image_head(), row(i), fetch(raw, row, t) and spread(w, raw): the lane's groups of codes as fetch_groups and spread_groups give them.
 /// Rows of its own order have chunk(out, c) as well: where coordinates 8 c .. 8 c + 7 of the row at `out` go. begin(), where it is: by every thread,
 /// first of all. Rows that keep what they read as it lies there have kRawWords<G> (words that G groups take), spread(w, raw, row) and scale(row).
+/// NarrowRows: they are never of fp32.
 struct InverseRow {
   const std::uint8_t* codes;  ///< the row's, or the tile's it is in
   int token;                  ///< in the tile
@@ -161,10 +165,11 @@ __device__ __forceinline__ float scale_of(const Rows& a, const InverseRow& row) 
   }
 }
 
-/// Parts, and a tile that is the same in all lanes: as in rotate_tiles (encode/rotate.cuh).
-template <int D, bool Fine, int Parts, class Rows>
+/// A tile that is the same in all lanes: as in rotate_tiles (encode/rotate.cuh). Fine: for fp32, with both parts of the matrix.
+template <int D, bool Fine, class Rows>
 __global__ void __launch_bounds__(kInverseThreads<D>, 1) inverse_tiles(const __grid_constant__ Rows a) {
   constexpr int kColumns = D < 128 ? D : 128;  // at a time
+  constexpr int Parts = inverse_parts_held(Fine);
   TQ4_DYNAMIC_SHARED(float, memory);
   const InverseSide& side = a.side();
   const SideTables& tables = side.codec.t;
@@ -264,40 +269,36 @@ __global__ void __launch_bounds__(kInverseThreads<D>, 1) inverse_tiles(const __g
 /// Parts of the matrix for rows of this dtype: what fp16 and bf16 round away need not be computed.
 inline int inverse_parts(const RowCodec& r, DType dtype) { return dtype == DType::F32 ? r.t.image_parts : 1; }
 /// Of a block: the image, the table.
-inline std::size_t inverse_shared(int dim, int parts, DType dtype) {
-  return image_shared_bytes(dim, parts) + (dtype != DType::F32 ? InversePairs::kBytes : 0);
+inline std::size_t inverse_shared(int dim, DType dtype) {
+  const bool fine = dtype == DType::F32;
+  return image_shared_bytes(dim, inverse_parts_held(fine)) + (fine ? 0 : InversePairs::kBytes);
 }
 /// Whether a side's codes become rows of the original space here; `out` is where rows go, dense. D = 256: not fp32, whose image would have no room.
 inline bool inverse_serves(const RowCodec& r, const void* out, DType dtype, const DeviceInfo& device) {
   return r.kind == static_cast<int>(CodeKind::Mse) && r.t.cells && !r.t.pair_points && r.t.inverse_image && !r.t.rope_mu &&
-         (r.dim <= 128 || dtype != DType::F32) && inverse_shared(r.dim, inverse_parts(r, dtype), dtype) <= device.shared_bytes_per_block &&
+         (r.dim <= 128 || dtype != DType::F32) && inverse_shared(r.dim, dtype) <= device.shared_bytes_per_block &&
          reinterpret_cast<std::uintptr_t>(out) % 16 == 0;
 }
 
 /// `rows` rows for each of grid_y, grid_z.
 template <class Rows>
-void launch_inverse(const char* what, const Rows& a, std::int64_t rows, unsigned grid_y, unsigned grid_z, int dim, int parts,
-                    const DeviceInfo& device, cudaStream_t stream) {
+void launch_inverse(const char* what, const Rows& a, std::int64_t rows, unsigned grid_y, unsigned grid_z, int dim, const DeviceInfo& device,
+                    cudaStream_t stream) {
   const auto launch = [&](auto d, auto* kernel) {
     constexpr int kThreads = kInverseThreads<decltype(d)::value>, kGroups = kThreads / 128;
     const std::int64_t tiles = (rows + kInverseRows - 1) / kInverseRows,
                        most = std::max<std::int64_t>(1, device.sm_count / static_cast<std::int64_t>(grid_y * grid_z));
     const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>((tiles + kGroups - 1) / kGroups, 1, most)), grid_y, grid_z);
-    const std::size_t shared = inverse_shared(dim, parts, static_cast<DType>(a.dtype));
+    const std::size_t shared = inverse_shared(dim, static_cast<DType>(a.dtype));
     allow_shared(kernel, shared, device.shared_bytes_per_block, what);
-    launch_kernel_early_if(device.compute_major >= 9, what, {grid, kThreads, shared, stream}, kernel, a);
+    launch_kernel_early_if(launches_early(device), what, {grid, kThreads, shared, stream}, kernel, a);
   };
   const auto launch_dim = [&](auto d) {
     constexpr int kDim = decltype(d)::value;
-    if constexpr (kDim == 256) {
-      launch(d, inverse_tiles<kDim, false, 1, Rows>);
-    } else if (static_cast<DType>(a.dtype) != DType::F32) {
-      launch(d, inverse_tiles<kDim, false, 1, Rows>);
-    } else if (parts > 1) {
-      launch(d, inverse_tiles<kDim, true, 2, Rows>);
-    } else {
-      launch(d, inverse_tiles<kDim, true, 1, Rows>);
+    if constexpr (kDim < 256 && !requires { typename Rows::NarrowRows; }) {
+      if (static_cast<DType>(a.dtype) == DType::F32) return launch(d, inverse_tiles<kDim, true, Rows>);
     }
+    launch(d, inverse_tiles<kDim, false, Rows>);
   };
   dim == 64    ? launch_dim(std::integral_constant<int, 64>{})
   : dim == 128 ? launch_dim(std::integral_constant<int, 128>{})

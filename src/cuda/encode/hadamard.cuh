@@ -141,12 +141,13 @@ __global__ void __launch_bounds__(kHadamardThreads<D, Rows == HadamardRows::F32>
   }
 }
 
-/// Whether these rows go there.
+/// Whether these rows go there. Those of fp32 for planes only: what is stored is seldom wider than 16 bits, and the kernels of rotate.cuh do it.
 template <class Sink>
 bool hadamard_serves(const RotateArgs<Sink>& a, int sides, const DeviceInfo& device) {
   for (int s = 0; s < sides; ++s) {
     const SideTables& t = a.side[s].codec.t;
     if (!(t.hadamard || t.identity) || t.centre || !table_serves(a.side[s].codec)) return false;
+    if (Sink::kSides == 2 && !t.identity && static_cast<DType>(a.dtype) == DType::F32) return false;
   }
   return sides * a.n * a.heads >= static_cast<std::int64_t>(kTileRows) * device.sm_count;
 }
@@ -159,7 +160,7 @@ void launch_hadamard_dim(const char* what, const RotateArgs<Sink>& a, int sides,
     const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>((tiles + warps - 1) / warps, 1, most)), 1u,
                     static_cast<unsigned>(sides));
     allow_shared(kernel, shared, device.shared_bytes_per_block, what);
-    launch_kernel_early_if(device.compute_major >= 9, what, {grid, threads, shared, stream}, kernel, a);
+    launch_kernel_early_if(launches_early(device), what, {grid, threads, shared, stream}, kernel, a);
   };
   constexpr bool kPlanes = Sink::kSides == 1 && kPlaneStages < D >> 0;
   bool plain = true, unrotated = true;
@@ -170,9 +171,10 @@ void launch_hadamard_dim(const char* what, const RotateArgs<Sink>& a, int sides,
   if (unrotated) {
     const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>(tiles, 1, std::max(1, 4 * device.sm_count / sides))), 1u,
                     static_cast<unsigned>(sides));
-    launch_kernel_early_if(device.compute_major >= 9, what, {grid, kUnrotatedThreads, 0, stream}, unrotated_kernel<D, RotateArgs<Sink>>, a);
+    launch_kernel_early_if(launches_early(device), what, {grid, kUnrotatedThreads, 0, stream}, unrotated_kernel<D, RotateArgs<Sink>>, a);
   } else if (static_cast<DType>(a.dtype) == DType::F32) {
-    launch(hadamard_tiles<D, HadamardRows::F32, Sink>, kHadamardThreads<D, true>, kHadamardBlocks<D, true>);
+    if constexpr (Sink::kSides == 1)
+      launch(hadamard_tiles<D, HadamardRows::F32, Sink>, kHadamardThreads<D, true>, kHadamardBlocks<D, true>);
   } else if (kPlanes && plain && kPlanesShared<D> <= device.shared_bytes_per_block) {
     if constexpr (kPlanes) launch(hadamard_planes<D, Sink>, kPlaneThreads<D>, 1, kPlanesShared<D>);
   } else if (plain) {

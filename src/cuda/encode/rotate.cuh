@@ -296,8 +296,10 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
 /// False: this device has not enough shared memory.
 template <int D, class Sink>
 bool launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
-  bool plain = true, f16 = true, bf16 = !kPeerNorm<Sink> && static_cast<DType>(a.dtype) == DType::BF16;
-  int parts = kPeerNorm<Sink> ? 2 : 1, fewest = 2;
+  const bool as_they_are = warpgroup_products_on(device);  // rows that are
+  bool plain = true, f16 = as_they_are, bf16 = as_they_are && !kPeerNorm<Sink> && static_cast<DType>(a.dtype) == DType::BF16;
+  constexpr int kFewestParts = kPeerNorm<Sink> || Sink::kSides == 2 ? 2 : 1;  // a kernel of one part for planes alone
+  int parts = kFewestParts, fewest = 2;
   for (int s = 0; s < sides; ++s) {
     plain = plain && is_plain(a, a.side[s]);
     f16 = f16 && (a.side[s].codec.t.identity || plain_rows(a.side[s].codec, static_cast<DType>(a.dtype)));
@@ -314,18 +316,20 @@ bool launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const 
   if (shared > device.shared_bytes_per_block) return false;
   const auto launch = [&](auto* kernel) {
     allow_shared(kernel, shared, device.shared_bytes_per_block, what);
-    launch_kernel_early_if(device.compute_major >= 9, what, {grid, static_cast<unsigned>(threads), shared, stream}, kernel, a);
+    launch_kernel_early_if(launches_early(device), what, {grid, static_cast<unsigned>(threads), shared, stream}, kernel, a);
   };
   if constexpr (kPeerNorm<Sink>) {  // fewer kernels: their matrix is dense
     f16 ? launch(rotate_row_tiles<D, false, 2, Sink>) : launch(rotate_tiles<D, 2, Sink>);
   } else if (bf16) {
     launch(rotate_row_tiles<D, false, 2, Sink, true>);
-  } else if (!f16) {
-    parts > 1 ? launch(rotate_tiles<D, 2, Sink>) : launch(rotate_tiles<D, 1, Sink>);
   } else if (parts > 1) {
-    plain ? launch(rotate_row_tiles<D, true, 2, Sink>) : launch(rotate_row_tiles<D, false, 2, Sink>);
-  } else {
-    launch(rotate_row_tiles<D, false, 1, Sink>);
+    if (!f16) {
+      launch(rotate_tiles<D, 2, Sink>);
+    } else {
+      plain ? launch(rotate_row_tiles<D, true, 2, Sink>) : launch(rotate_row_tiles<D, false, 2, Sink>);
+    }
+  } else if constexpr (kFewestParts == 1) {
+    f16 ? launch(rotate_row_tiles<D, false, 1, Sink>) : launch(rotate_tiles<D, 1, Sink>);
   }
   return true;
 }
@@ -335,7 +339,7 @@ void launch_step(const char* what, const RotateArgs<Sink>& a, int sides, const D
   const std::int64_t rows = a.by_head ? a.n : a.n * a.heads;
   const dim3 grid(static_cast<unsigned>((rows + kStepRows - 1) / kStepRows), a.by_head ? static_cast<unsigned>(a.heads) : 1u,
                   static_cast<unsigned>(sides));
-  launch_kernel_early_if(device.compute_major >= 9, what, {grid, 2 * D, step_shared_bytes(D), stream}, rotate_step<D, Sink>, a);
+  launch_kernel_early_if(launches_early(device), what, {grid, 2 * D, step_shared_bytes(D), stream}, rotate_step<D, Sink>, a);
 }
 
 /// Rows next to each other are tokens of one head, where nothing else depends on the head: no division per row. Else the numbers that divide.

@@ -1,5 +1,6 @@
 // The product and the coding of many fp16 or bf16 rows: four warpgroups a block take 64 rows each, which cp.async brings to shared memory while those before
-// are coded, so that no registers but the sums are held.
+// are coded, so that no registers but the sums are held. With warpgroup products only (rotate.cuh's kernel serves the other devices), so that fewer kernels
+// are built.
 #pragma once
 
 #include "cuda/encode/rotate_args.cuh"
@@ -38,6 +39,7 @@ __device__ __forceinline__ void image_to_bf16(std::uint32_t image, int thread, i
 
 template <int D, bool kPlain, int Parts, class Sink, bool Bf16 = false>
 __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __grid_constant__ RotateArgs<Sink> a) {
+  if (!warpgroup_products()) return;
   TQ4_DYNAMIC_SHARED(float, memory);
   constexpr int kGroups = kRowTileThreads / 128, kRowBytes = 2 * D, kTileBytes = kTileRows * kRowBytes, kChunks = D / 8,
                 kCopies = kTileRows * kChunks / 128;
@@ -100,8 +102,9 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
     RowFragments<D> held;
     add_product<D, Bf16>(y, mine, image, true, held);
     if constexpr (Parts > 1) add_product<D, Bf16>(y, mine, image + image_part_bytes(D), false, held);
+    products_asked();
     if constexpr (kPeerNorm<Sink> && !kHeldRows) norms_of_tile<D>(norm, mine, member / 32 * 16, g, t);
-    products_end();
+    products_wait();
     named_barrier_sync(1 + group, 128);
     if (tile + step < tiles) fetch(tile + step);  // what comes next arrives while this tile is coded
     RowPlace place[2];

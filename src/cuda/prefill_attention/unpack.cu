@@ -52,6 +52,7 @@ __global__ void __launch_bounds__(kDequantThreads) planes_kernel(const __grid_co
 
 /// Tokens of one sequence and head (blockIdx.y) and side (blockIdx.z) for inverse_tiles.
 struct PlaneTokens {
+  using NarrowRows = void;
   InverseSide sides[2];
   EncodedIn in[2];
   int row_bytes[2];
@@ -154,7 +155,7 @@ void launch_unpack_planes(const DeviceCodec& codec, const EncodedIn (&in)[2], bo
   const auto heads = static_cast<unsigned>(rows.heads), sequences = static_cast<unsigned>(flash.num_seqs);
   if (served[0] || served[1]) {
     rows.first_side = served[0] ? 0 : 1;
-    launch_inverse("prefill (planes)", rows, max_tokens, heads * sequences, served[0] && served[1] ? 2 : 1, codec.head_dim(), 1,
+    launch_inverse("prefill (planes)", rows, max_tokens, heads * sequences, served[0] && served[1] ? 2 : 1, codec.head_dim(),
                    codec.device(), stream);
   }
   for (int s = 0; s < 2; ++s) {

@@ -90,9 +90,12 @@ __device__ __forceinline__ void add_product(float (&sums)[D / 2], std::uint32_t 
   add_product<D, Bf16>(sums, held, image, first);
 }
 __device__ __forceinline__ void products_begin() { wgmma_begin(); }
+/// Where work that is to run beside the products has branches, their group ends ahead of it: behind branches it takes an empty product to end it.
+__device__ __forceinline__ void products_asked() { wgmma_commit(); }
+__device__ __forceinline__ void products_wait() { wgmma_wait<0>(); }
 __device__ __forceinline__ void products_end() {
-  wgmma_commit();
-  wgmma_wait<0>();
+  products_asked();
+  products_wait();
 }
 
 /// Asks for one part of an image; there after finish_image() of the whole block, which synchronises.

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "cuda/check.h"
+#include "tq4/gpu.h"
 
 namespace tq4::gpu {
 
@@ -30,7 +31,7 @@ void launch_kernel_early(const char* what, const LaunchShape& shape, void (*kern
   launch_kernel(what, shape, kernel, args...);
 }
 
-/// The one or the other: a device before sm_90 has no early launch.
+inline bool launches_early(const DeviceInfo&) { return true; }
 template <class... Params, class... Args>
 void launch_kernel_early_if(bool able, const char* what, const LaunchShape& shape, void (*kernel)(Params...), const Args&... args) {
   able ? launch_kernel_early(what, shape, kernel, args...) : launch_kernel(what, shape, kernel, args...);

@@ -6,11 +6,13 @@
 #include <vector>
 
 #include "cuda/ptx.cuh"
+#include "tq4/gpu.h"
 
 namespace tq4::gpu {
 
 /// Builds without them are those of even seeds (kernels of sm_90a alone do not ask).
 inline bool warpgroup_products() { return emulator::options().seed % 2 == 1; }
+inline bool warpgroup_products_on(const DeviceInfo&) { return warpgroup_products(); }
 
 inline std::uint64_t wgmma_rows(std::uint32_t address) {
   return static_cast<std::uint64_t>((address & 0x3ffffu) >> 4) | std::uint64_t{1} << 16 | std::uint64_t{1024 >> 4} << 32 |
