@@ -23,7 +23,7 @@ namespace {
 struct Options {
   std::vector<std::int64_t> ctx, batch, block_sizes, q_lens;
   std::vector<std::string> heads, layouts;
-  int head_dim = 128, samples = 20, layer = -1;
+  int head_dim = 128, samples = 20, rest = 20, layer = -1;
   std::string op = "decode", dtype = "fp16", device = "cuda", dump, calibration, html;
   CLI::Option *heads_option = nullptr, *head_dim_option = nullptr;
   CodecOptions codec;
@@ -305,6 +305,7 @@ void run(Options o) {
   std::vector<Point> points = points_of(o);
   gpu::ProfileOptions options;
   options.samples = o.samples;
+  options.rest_seconds = o.rest * 1e-3;
   options.baselines = !o.no_baselines;
   options.overlap = !o.no_overlap;
   options.check = !o.no_check;
@@ -348,12 +349,13 @@ void run(Options o) {
   result["device"] = info.name;
   result["op"] = o.op;
   if (data != nullptr) result["dump"] = fmt::format("{}, layer {}", o.dump, data->layer.layer);
+  result["rest_seconds"] = options.rest_seconds;
   result["ceiling_bytes_per_second"] = ceiling;
   result["launch_seconds"] = launch;
   result["points"] = std::move(list);
   const std::string head =
-      fmt::format("{}: reads {:.0f} GB/s, an empty kernel takes {:.2f} us; cold caches, one CUDA graph, median of {}\n", info.name,
-                  ceiling * 1e-9, launch * 1e6, o.samples);
+      fmt::format("{}: reads {:.0f} GB/s, an empty kernel takes {:.2f} us; cold caches, one CUDA graph, median of {}, {} ms apart\n", info.name,
+                  ceiling * 1e-9, launch * 1e6, o.samples, o.rest);
   if (!o.html.empty()) write_text_file(o.html, profile_page(result), o.output.force);
   emit(o.output, result, table, o.html == "-" ? "" : head + table.text() + skipped);
 }
@@ -388,6 +390,11 @@ Action add_profile(CLI::App& app) {
       ->capture_default_str()
       ->group(kRun);
   add_parsed(app, "--samples", options->samples, parse_count, "N", "20", "Timed launches of a graph a point, some 3 ms each")->group(kRun);
+  app.add_option("--rest", options->rest, "Pause before each, so that the clock does not fall at the power limit; 0: back to back")
+      ->type_name("MS")
+      ->check(CLI::Range(0, 10000))
+      ->capture_default_str()
+      ->group(kRun);
   app.add_flag("--general", options->general, "Do not take the fused kernel")->group(kRun);
   app.add_flag("--no-rotation", options->no_rotation, "Query and output stay in rotated space")->group(kRun);
   app.add_flag("--no-overlap", options->no_overlap,

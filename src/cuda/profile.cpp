@@ -4,11 +4,13 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <functional>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <thread>
 
 #include "cuda/baseline/paged_decode.h"
 #include "cuda/check.h"
@@ -72,9 +74,9 @@ class CallGraph {
   cudaEvent_t start_ = nullptr, stop_ = nullptr;
 };
 
-/// Median and spread of one call, from `samples` launches of a graph that goes through call(0) ... call(calls - 1) in whole cycles: about 3 ms of work, at most
+/// Median and spread of one call, from options.samples launches (options.rest_seconds apart) of a graph that goes through call(0) ... call(calls - 1) in whole cycles: about 3 ms of work, at most
 /// 64 calls (or one cycle). A graph's own beginning and end, some 4 us, then belong to many calls, as in a model of many layers.
-Timing time_graph(int calls, int samples, const std::function<void(int, cudaStream_t)>& call) {
+Timing time_graph(int calls, const ProfileOptions& options, const std::function<void(int, cudaStream_t)>& call) {
   const StreamOwner owner;
   call(0, owner.stream);  // outside of the graph: loads modules, sets attributes, reports errors plainly
   check(cudaStreamSynchronize(owner.stream), kWhere);
@@ -89,7 +91,8 @@ Timing time_graph(int calls, int samples, const std::function<void(int, cudaStre
   const CallGraph graph(calls, cycles, owner.stream, call);
   Timing t;
   t.calls = calls * cycles;
-  for (int i = -3; i < samples; ++i) {
+  for (int i = -3; i < options.samples; ++i) {
+    if (options.rest_seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(options.rest_seconds));
     const double seconds = graph.run();
     if (i >= 0) t.samples.push_back(seconds / t.calls);
   }
@@ -152,7 +155,7 @@ Timing time_baseline(const ProfileShape& s, const ProfileSizes& z, const Profile
   const Buffer workspace(p.workspace_bytes);
   check(cudaMemset(workspace.as<void>(), 0, p.workspace_bytes), kWhere);
   p.workspace = workspace.as<void>();
-  return time_graph(caches, options.samples, [&](int i, cudaStream_t stream) {
+  return time_graph(caches, options, [&](int i, cudaStream_t stream) {
     BaselineParams call = p;
     call.k = memory[static_cast<std::size_t>(2 * i)]->as<void>();
     call.v = memory[static_cast<std::size_t>(2 * i + 1)]->as<void>();
@@ -218,7 +221,7 @@ void profile_decode(const ProfileShape& s, const ProfileOptions& options, const 
       check(cudaDeviceSynchronize(), kWhere);
       result.relative_error = check_decode(codec, p, first_table, z.lengths[0], source.calibration());
     }
-    result.time = time_graph(z.caches, options.samples, [&](int i, cudaStream_t stream) {
+    result.time = time_graph(z.caches, options, [&](int i, cudaStream_t stream) {
       DecodeParams call = p;
       call.cache.data = memory[static_cast<std::size_t>(i)]->as<std::uint8_t>();
       decode(codec, call, stream);
@@ -260,7 +263,7 @@ void profile_store(const ProfileShape& s, const ProfileOptions& options, const P
   source.keys_or_values(codec, Side::K, k.as<std::uint16_t>(), 0, n, 1);
   source.keys_or_values(codec, Side::V, v.as<std::uint16_t>(), 0, n, 2);
   check(cudaDeviceSynchronize(), kWhere);
-  result.time = time_graph(z.caches, options.samples, [&](int i, cudaStream_t stream) {
+  result.time = time_graph(z.caches, options, [&](int i, cudaStream_t stream) {
     StoreParams p;
     p.k = k.as<void>();
     p.v = v.as<void>();
@@ -310,7 +313,7 @@ void profile_planes(const ProfileShape& s, const ProfileOptions& options, const 
     run_encode(sets.back(), nullptr);
   }
   check(cudaDeviceSynchronize(), kWhere);
-  result.time = time_graph(z.caches, options.samples, [&](int i, cudaStream_t stream) {
+  result.time = time_graph(z.caches, options, [&](int i, cudaStream_t stream) {
     const Set& x = sets[static_cast<std::size_t>(i)];
     if (s.op == ProfileOp::Encode) {
       run_encode(x, stream);
@@ -388,7 +391,7 @@ void profile_prefill(const ProfileShape& s, const ProfileOptions& options, const
     check(cudaDeviceSynchronize(), kWhere);
     result.relative_error = check_prefill(codec, p, z.lengths[0], source.calibration());
   }
-  result.time = time_graph(z.caches, options.samples, [&](int, cudaStream_t stream) { prefill(codec, p, stream); });
+  result.time = time_graph(z.caches, options, [&](int, cudaStream_t stream) { prefill(codec, p, stream); });
   result.path = prefill_path(codec, p);
   result.bytes = plane_bytes + 2.0 * static_cast<double>(queries.size()) * 2.0;
   for (const std::int32_t length : z.lengths) result.flops += 2.0 * length * (length + 1.0) * s.num_q_heads * s.head_dim;
@@ -403,6 +406,7 @@ ProfileResult profile(const ProfileShape& shape, const ProfileOptions& options) 
   const DeviceInfo device = device_info(current);
   require(shape.batch >= 1 && shape.ctx >= 1 && shape.q_len >= 1 && options.samples >= 1,
           "batch, ctx, q_len and samples must be at least 1", kWhere);
+  require(options.rest_seconds >= 0 && options.rest_seconds <= 10, "rest_seconds is not in 0 to 10", kWhere);
   ProfileResult result;
   std::size_t free_bytes = 0, total = 0;
   check(cudaMemGetInfo(&free_bytes, &total), kWhere);
@@ -463,13 +467,13 @@ double read_bandwidth() {
   fill_gaussian(memory.as<std::uint16_t>(), static_cast<std::int64_t>(bytes / 2), 3, nullptr);
   check(cudaDeviceSynchronize(), kWhere);
   const Timing t = time_graph(
-      1, 20, [&](int, cudaStream_t stream) { read_all(memory.as<void>(), bytes, sink.as<std::uint32_t>(), device.sm_count, stream); });
+      1, ProfileOptions{}, [&](int, cudaStream_t stream) { read_all(memory.as<void>(), bytes, sink.as<std::uint32_t>(), device.sm_count, stream); });
   return static_cast<double>(bytes) / t.median;
 }
 
 double launch_seconds() {
   if (device_count() == 0) throw Error(ErrorCode::NoDevice, "no CUDA device is visible");
-  return time_graph(200, 20, [](int, cudaStream_t stream) { empty_launch(stream); }).median;
+  return time_graph(200, ProfileOptions{}, [](int, cudaStream_t stream) { empty_launch(stream); }).median;
 }
 
 }  // namespace tq4::gpu
