@@ -354,8 +354,8 @@ void run(Options o) {
   result["launch_seconds"] = launch;
   result["points"] = std::move(list);
   const std::string head =
-      fmt::format("{}: reads {:.0f} GB/s, an empty kernel takes {:.2f} us; cold caches, one CUDA graph, median of {}, {} ms apart\n", info.name,
-                  ceiling * 1e-9, launch * 1e6, o.samples, o.rest);
+      fmt::format("{}: reads {:.0f} GB/s, an empty kernel takes {:.2f} us; cold caches, one CUDA graph, median of {}, {} ms apart\n",
+                  info.name, ceiling * 1e-9, launch * 1e6, o.samples, o.rest);
   if (!o.html.empty()) write_text_file(o.html, profile_page(result), o.output.force);
   emit(o.output, result, table, o.html == "-" ? "" : head + table.text() + skipped);
 }

@@ -466,8 +466,9 @@ double read_bandwidth() {
   const Buffer memory(bytes), sink(16);
   fill_gaussian(memory.as<std::uint16_t>(), static_cast<std::int64_t>(bytes / 2), 3, nullptr);
   check(cudaDeviceSynchronize(), kWhere);
-  const Timing t = time_graph(
-      1, ProfileOptions{}, [&](int, cudaStream_t stream) { read_all(memory.as<void>(), bytes, sink.as<std::uint32_t>(), device.sm_count, stream); });
+  const Timing t = time_graph(1, ProfileOptions{}, [&](int, cudaStream_t stream) {
+    read_all(memory.as<void>(), bytes, sink.as<std::uint32_t>(), device.sm_count, stream);
+  });
   return static_cast<double>(bytes) / t.median;
 }
 

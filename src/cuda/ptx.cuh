@@ -194,6 +194,16 @@ __device__ __forceinline__ void bulk_load(std::uint32_t dst, const std::uint8_t*
       "r"(dst), "l"(codes), "l"(scales), "l"(policy), "n"(CodeBytes + ScaleBytes), "n"(CodeBytes), "n"(ScaleBytes), "r"(dst + CodeBytes)
       : "memory");
 }
+/// One elected lane has a tile brought to the second-level cache. All of the warp calls.
+template <int CodeBytes, int ScaleBytes>
+__device__ __forceinline__ void bulk_prefetch(const std::uint8_t* codes, const std::uint8_t* scales) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "@p cp.async.bulk.prefetch.L2.global [%0], %2;\n"
+      "@p cp.async.bulk.prefetch.L2.global [%1], %3;\n}\n" ::"l"(codes),
+      "l"(scales), "n"(CodeBytes), "n"(ScaleBytes));
+}
 /// One elected lane asks for two runs of `bytes` each (a multiple of 16), announced together at `bar`. All of the warp calls.
 __device__ __forceinline__ void bulk_load_two(std::uint32_t dst0, const std::uint8_t* src0, std::uint32_t dst1, const std::uint8_t* src1,
                                               std::uint32_t bytes, std::uint32_t bar, std::uint64_t policy) {

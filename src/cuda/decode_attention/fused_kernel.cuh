@@ -327,6 +327,8 @@ struct Kernel : Merges<C> {
           loader.load_within(p, to, to_bar, policy);
           next_stage(to, to_bar);
         }
+        // Where work is long one more tile a warp fits into what the memory has left meanwhile. More would delay the blocks that still run.
+        if (C::MemoryBound && late_units<C::Warps>(round.length) > 0 && asked == (int)stages && loader.alive()) loader.prefetch(p);
         wait_for_previous_kernels();
       }
       if (!round.first()) __syncthreads();  // the table of pairs is there

@@ -86,6 +86,13 @@ struct Loader {
                                      scales + page * p.scale_stride + within * ScaleBytes, bar, policy);
     ++tile;
   }
+  /// Has the next tile, a compressed one whose page number is there, brought to the second-level cache. The kernel before may be writing it: caches of that level
+  /// see writes.
+  __device__ __forceinline__ void prefetch(const Params& p) const {
+    const std::uint64_t page = (std::uint32_t)__shfl_sync(~0u, ids, tile), within = (std::uint32_t)(tile & p.tile_in_page);
+    bulk_prefetch<CodeBytes, ScaleBytes>(codes + page * p.code_stride + within * CodeBytes,
+                                         scales + page * p.scale_stride + within * ScaleBytes);
+  }
   /// Asks for the next unit, an exact one: rows of K, then of V.
   __device__ __forceinline__ void load_exact(const Params& p, const Walk& walk, int lane, std::uint32_t dst, std::uint32_t bar,
                                              std::uint64_t policy) {

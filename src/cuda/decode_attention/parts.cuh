@@ -18,7 +18,8 @@ struct MergedRow {
 
 /// Adds the parts of blocks first, first + step, ... below `end`, N at a time. row_at(block): this lane's words of the row; sums_at(block): its maximum and sum.
 template <int N, int LaneDims, class RowAt, class SumsAt>
-__device__ __forceinline__ void add_parts(int first, int end, int step, int lane, MergedRow<LaneDims>& sum, RowAt&& row_at, SumsAt&& sums_at) {
+__device__ __forceinline__ void add_parts(int first, int end, int step, int lane, MergedRow<LaneDims>& sum, RowAt&& row_at,
+                                          SumsAt&& sums_at) {
   const int top_block = end - 1 - (unsigned)(end - 1 - first) % (unsigned)step;  // the last of them
 #pragma unroll 1
   for (int b = first; b < end; b += N * step) {

@@ -208,6 +208,8 @@ void bulk_load(std::uint32_t dst, const std::uint8_t* codes, const std::uint8_t*
   emulator::bulk_copy(dst, codes, CodeBytes, bar);
   emulator::bulk_copy(dst + CodeBytes, scales, ScaleBytes, bar);
 }
+template <int CodeBytes, int ScaleBytes>
+void bulk_prefetch(const std::uint8_t*, const std::uint8_t*) {}
 inline void bulk_load_two(std::uint32_t dst0, const std::uint8_t* src0, std::uint32_t dst1, const std::uint8_t* src1, std::uint32_t bytes,
                           std::uint32_t bar, std::uint64_t) {
   emulated::Election election{};
