@@ -164,8 +164,13 @@ void add_transform(Arena& arena, const Codec& codec, const SideCalibration& cali
     t.image_scale = t.hadamard ? std::abs(forward[0]) : 1.0f;
     arena.add(t.forward_image, matrix_image(forward, copies, dim, LaneOrder::Quarters, LaneOrder::Chunks, t.image_parts, t.hadamard));
     if (dim <= 128) {
-      arena.add(t.forward_image_in_order,
-                matrix_image(forward, copies, dim, LaneOrder::Quarters, LaneOrder::InOrder, t.image_parts, t.hadamard));
+      std::vector<std::uint16_t> image =
+          matrix_image(forward, copies, dim, LaneOrder::Quarters, LaneOrder::InOrder, t.image_parts, t.hadamard);
+      if (t.image_parts == 2) {
+        const std::vector<std::uint16_t> more = bf16_image(image, dim);
+        image.insert(image.end(), more.begin(), more.end());
+      }
+      arena.add(t.forward_image_in_order, image);
     }
     arena.add(t.inverse_image, matrix_image(inverse, copies, dim, LaneOrder::Chunks, LaneOrder::Quarters, t.image_parts, t.hadamard));
   }

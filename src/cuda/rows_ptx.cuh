@@ -24,6 +24,13 @@ __device__ __forceinline__ T* opaque_pointer(T* p) {
 /// The 128 bytes around p are asked for from the second-level cache's side.
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+/// `bytes` (a multiple of 16) from p on (aligned to 16) likewise, by one thread. Nothing on GPUs older than sm_90.
+__device__ __forceinline__ void prefetch_l2_bulk(const void* p, std::uint32_t bytes) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#endif
+}
+
 /// wgmma_rows_rows() and wgmma_registers_rows() of bf16.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define TQ4_FOUR(d, i) "+f"((d)[i]), "+f"((d)[(i) + 1]), "+f"((d)[(i) + 2]), "+f"((d)[(i) + 3])

@@ -183,10 +183,11 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"vllm:3bit_nc", 256, DType::F16, {}}, Case{"turboquant-vllm", 128, DType::F16, {}},
                     Case{"turboquant-vllm-k3v4", 96, DType::F16, {}}, Case{"turboquant-vllm-k3v4", 128, DType::BF16, {}},
                     Case{"turboquant-vllm", 64, DType::F16, {}}, Case{"turboquant-vllm", 64, DType::F32, {}},
+                    Case{"turboquant-vllm", 64, DType::BF16, {}}, Case{"turboquant-vllm", 128, DType::F32, {}},
                     Case{"turboquant-vllm", 256, DType::F16, {}}, Case{"turboquant-vllm", 128, DType::BF16, {false, true, false}},
                     Case{"tq4", 128, DType::F16, {true, false, false}}, Case{"tq4", 128, DType::F16, {true, true, false}},
                     Case{"tq4-2d", 64, DType::BF16, {true, true, false}}, Case{"tq4", 128, DType::F16, {false, false, true}},
-                    Case{"tq3", 64, DType::F16, {true, true, true}}),
+                    Case{"tq3", 64, DType::F16, {true, true, true}}, Case{"tq4", 256, DType::F16, {}}, Case{"k4v3", 256, DType::F16, {}}),
     case_name);
 
 /// Hadamard rotations of sizes that are no power of two, with and without signs: blocks as on the CPU.
@@ -291,27 +292,27 @@ TEST(EncodeHadamard, ManyRowsAreThoseOfTheCpu) {
 TEST(EncodeHadamard, RowsThatAreNotFinite) {
   TQ4_REQUIRE_DEVICE();
   Random random(29);
-  for (const RotationKind kind : {RotationKind::Haar, RotationKind::Hadamard}) {
+  for (const auto& [kind, dim] : {std::pair{RotationKind::Haar, 128}, std::pair{RotationKind::Hadamard, 128},
+                                  std::pair{RotationKind::Haar, 256}, std::pair{RotationKind::Hadamard, 256}}) {
+    SCOPED_TRACE(dim);
     CodecSpec spec = spec_from_name("tq4");
     spec.k.rotation = spec.v.rotation = kind;
-    const DeviceCodec codec(spec, 128, 1);
-    const auto rows = static_cast<std::size_t>(64 * codec.device().sm_count + 19);
-    Values x = gaussian(rows * 128, DType::F16, random);
-    for (std::size_t i = 0; i < rows; i += 37) std::fill_n(x.bytes.begin() + static_cast<std::ptrdiff_t>(i * 256), 256, std::uint8_t{0});
+    const DeviceCodec codec(spec, dim, 1);
+    const auto rows = static_cast<std::size_t>(64 * codec.device().sm_count + 19), row_bytes = static_cast<std::size_t>(2 * dim),
+               code_bytes = static_cast<std::size_t>(dim / 2);
+    const auto at = [](auto&& bytes, std::size_t i) { return bytes.begin() + static_cast<std::ptrdiff_t>(i); };
+    Values x = gaussian(rows * static_cast<std::size_t>(dim), DType::F16, random);
+    for (std::size_t i = 0; i < rows; i += 37) std::fill_n(at(x.bytes, i * row_bytes), row_bytes, std::uint8_t{0});
     std::vector<std::uint8_t> bytes = x.bytes;
     for (std::size_t i = 0; i < rows; i += 37) {
-      if (i % 3 != 2) bytes[i * 256 + i % 128 * 2 + 1] = i % 3 == 0 ? 0x7c : 0x7e;
+      if (i % 3 != 2) bytes[i * row_bytes + i % static_cast<std::size_t>(dim) * 2 + 1] = i % 3 == 0 ? 0x7c : 0x7e;
     }
     const auto [got, want, got_scale, want_scale] = encode_rows(codec, bytes, x.bytes, rows);
     std::size_t differ = 0;
     for (std::size_t i = 0; i < rows; ++i) {
-      const bool same =
-          std::equal(want.begin() + static_cast<std::ptrdiff_t>(64 * i), want.begin() + static_cast<std::ptrdiff_t>(64 * i + 64),
-                     got.begin() + static_cast<std::ptrdiff_t>(64 * i));
+      const bool same = std::equal(at(want, code_bytes * i), at(want, code_bytes * (i + 1)), at(got, code_bytes * i));
       if (i % 37 == 0 && i % 3 != 2) {
-        EXPECT_EQ(std::count(got.begin() + static_cast<std::ptrdiff_t>(64 * i), got.begin() + static_cast<std::ptrdiff_t>(64 * i + 64), 0),
-                  64)
-            << i;
+        EXPECT_EQ(std::count(at(got, code_bytes * i), at(got, code_bytes * (i + 1)), 0), dim / 2) << i;
         EXPECT_FALSE(std::isfinite(got_scale[i])) << i;
       } else if (i % 37 == 0) {
         EXPECT_TRUE(same) << i;
@@ -321,6 +322,25 @@ TEST(EncodeHadamard, RowsThatAreNotFinite) {
       }
     }
     EXPECT_LE(differ, 2 + rows / 500);
+  }
+}
+
+/// More rows than the kernel for 256 coordinates and a dense matrix takes in one batch (hopper_wide.cu), the last tile not whole.
+TEST(EncodeWide, BatchesAreThoseOfTheCpu) {
+  TQ4_REQUIRE_DEVICE();
+  Random random(31);
+  constexpr std::size_t kDim = 256;
+  for (const char* name : {"tq4", "tq3-norm"}) {
+    const DeviceCodec codec(spec_from_name(name), kDim, 1);
+    const Codec& host = codec.host(Side::K);
+    const auto rows = static_cast<std::size_t>(26 * 64 * codec.device().sm_count + 45);
+    const Values x = gaussian(rows * kDim, DType::F16, random);
+    const Encoded e = encode_rows(codec, x.bytes, x.bytes, rows);
+    const Flips flips = count_flips(host, {}, x.floats.data(), rows, {e.want.data(), e.want_scale.data(), nullptr, nullptr, nullptr},
+                                    {e.codes.data(), e.scale.data(), nullptr, nullptr, nullptr});
+    EXPECT_EQ(flips.wrong, 0u) << "farthest " << flips.farthest;
+    EXPECT_LE(flips.codes, 2 + rows * kDim / 100000);
+    EXPECT_LE(flips.scales, 2 + rows / 200);
   }
 }
 

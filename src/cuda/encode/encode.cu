@@ -1,6 +1,7 @@
 // encode: rows of x to planes, one launch. On the tensor cores where they serve (rotate.cuh). Else a block takes some tokens of one head: load,
 // centre, turn (transform.cuh), then a warp a row quantizes and packs (row.cuh), every sum as on the CPU.
 #include "cuda/encode/hadamard.cuh"
+#include "cuda/encode/hopper_wide.h"
 #include "cuda/encode/rotate.cuh"
 #include "cuda/encode/row.cuh"
 #include "cuda/launch.cuh"
@@ -123,6 +124,10 @@ void encode(const DeviceCodec& codec, Side side, const EncodeParams& p, Stream s
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   if (!p.sequential && reinterpret_cast<std::uintptr_t>(p.out.codes) % 16 == 0 &&
       rotate_serves(a.codec, p.x, p.x_dtype, p.n, p.heads, a.token_stride, a.head_stride)) {
+    const WideRowsArgs wide{a.codec, p.x, p.n * p.heads, p.out};
+    if (p.x_dtype == DType::F16 && !p.single_fp16_rotation && a.head_stride == codec.head_dim() &&
+        a.token_stride == p.heads * a.head_stride && wide_rows_serve(wide, codec.device()))
+      return launch_wide_rows(kWhere, wide, codec.device(), cuda_stream);
     const auto turn = [&]<class Sink>(RotateArgs<Sink> r) {
       r.side[0] = {a.codec, p.x, a.token_stride, a.head_stride, p.single_fp16_rotation ? 1 : a.codec.t.image_parts};
       r.dtype = a.dtype;

@@ -1,10 +1,11 @@
 // |x| as turboquant-vllm stores it, byte for byte (cpu/codec_run.cpp): partial sum k adds the squares of coordinates k, k + 8, k + 16, .. in turn, then the
-// eight partial sums are added in turn. That order leaves eight chains a row to work on side by side: where rows lie in shared memory, or are read
-// again, four lanes take two chains each, and sum while the tensor cores turn the row.
+// eight partial sums are added in turn. That order leaves eight chains a row to work on side by side: where rows lie in shared memory, four lanes take
+// two chains each, and sum while the tensor cores turn the row; where they lie in registers, lanes trade squares first.
 #pragma once
 
 #include "cuda/encode/row.h"
 #include "cuda/ptx.cuh"
+#include "cuda/tiles/hadamard.cuh"
 #include "cuda/tiles/image.h"
 #include "cuda/views.cuh"
 
@@ -40,9 +41,9 @@ __device__ __forceinline__ float norm_of_squares(const float* squares, int lane)
   return norm_of_partials(partial);
 }
 
-/// Of rows g and g + 8 of a warp's 16 (from row `first` on) among fp16 rows that lie in shared memory as image_byte(64, row, column) says. A square of
-/// fp16 is exact in fp32, so that fma rounds as the sum does.
-template <int D>
+/// Of rows g and g + 8 of a warp's 16 (from row `first` on) among fp16 or bf16 rows that lie in shared memory as image_byte(64, row, column) says. A
+/// square of fp16 is exact in fp32, so that fma rounds as the sum does; one of bf16 where it is not tiny.
+template <int D, bool Bf16>
 __device__ __forceinline__ void norms_of_tile(float (&norm)[2], std::uint32_t rows, int first, int g, int t) {
   const std::uint32_t at = rows + static_cast<std::uint32_t>((first + g) * 128 + (g & 7) * 16 + 4 * t);
   float partial[2][2] = {};
@@ -51,32 +52,30 @@ __device__ __forceinline__ void norms_of_tile(float (&norm)[2], std::uint32_t ro
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const std::uint32_t word = lds32((at ^ static_cast<std::uint32_t>(i % 8 * 16)) + static_cast<std::uint32_t>(i / 8 * 8192 + r * 1024));
-      const float2 x = __half22float2(*reinterpret_cast<const __half2*>(&word));
-      partial[r][0] = __fmaf_rn(x.x, x.x, partial[r][0]), partial[r][1] = __fmaf_rn(x.y, x.y, partial[r][1]);
+      const float2 x = Bf16 ? make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u))
+                            : __half22float2(*reinterpret_cast<const __half2*>(&word));
+      const auto add = [](float sum, float v) { return Bf16 ? __fadd_rn(sum, __fmul_rn(v, v)) : __fmaf_rn(v, v, sum); };
+      partial[r][0] = add(partial[r][0], x.x), partial[r][1] = add(partial[r][1], x.y);
     }
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) norm[r] = norm_of_partials(partial[r]);
 }
 
-/// Of the row at x[at ..] minus its centre, whatever its dtype; at < 0: 0. Four lanes.
-template <int D>
-__device__ __forceinline__ float norm_in_memory(const void* x, DType dtype, std::int64_t at, const float* centre, int t) {
+/// Of a row of which lane t of four has coordinates 32 c + 8 t + k as v[c][k]: lanes trade squares until each has those of its two partial sums.
+template <int Chunks>
+__device__ __forceinline__ float norm_of_chunks(const float (&v)[Chunks][8], int t) {
   float partial[2] = {};
-  if (at >= 0) {
-#pragma unroll 4
-    for (int i = 0; i < D / 8; ++i) {
-      const std::int64_t here = at + 8 * i + 2 * t;
-      float2 v;
-      if (dtype == DType::F32) {
-        v = *reinterpret_cast<const float2*>(static_cast<const float*>(x) + here);
-      } else {
-        const unsigned word = *reinterpret_cast<const unsigned*>(static_cast<const unsigned short*>(x) + here);
-        v = dtype == DType::F16 ? __half22float2(*reinterpret_cast<const __half2*>(&word))
-                                : make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
-      }
-      if (centre) v = make_float2(__fsub_rn(v.x, centre[8 * i + 2 * t]), __fsub_rn(v.y, centre[8 * i + 2 * t + 1]));
-      partial[0] = __fadd_rn(partial[0], __fmul_rn(v.x, v.x)), partial[1] = __fadd_rn(partial[1], __fmul_rn(v.y, v.y));
+#pragma unroll
+  for (int c = 0; c < Chunks; ++c) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      unsigned square[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) square[k] = __float_as_uint(__fmul_rn(v[c][2 * k + e], v[c][2 * k + e]));
+      trade_words(square, t);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) partial[e] = __fadd_rn(partial[e], __uint_as_float(square[i]));
     }
   }
   return norm_of_partials(partial);

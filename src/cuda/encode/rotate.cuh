@@ -15,14 +15,14 @@ namespace tq4::gpu {
 
 constexpr int kTileThreads = 384;
 
-/// A lane's share of two rows (g, g + 8 of its warp's 16) as fragments: hi + lo, times factor.
+/// A lane's share of two rows (g, g + 8 of its warp's 16) as fragments: hi + lo, times factor. `norm`: as turboquant-vllm sums it, where that is asked for.
 template <int D>
 struct TileRows {
   RowFragments<D> hi, lo;
-  float factor[2];
+  float factor[2], norm[2];
 };
 /// Scaled and split. All of both rows is asked for before any of it is looked at; rows that are not there (at < 0) read the first.
-template <int D, bool Wide>
+template <int D, bool Wide, bool Normed>
 __device__ __forceinline__ void load_split_rows(TileRows<D>& rows, const RotateSide& side, DType dtype, const std::int64_t (&at)[2],
                                                 const RowPlace (&place)[2], int t) {
   constexpr int kWords = Wide ? 2 : 1;
@@ -51,6 +51,7 @@ __device__ __forceinline__ void load_split_rows(TileRows<D>& rows, const RotateS
         for (int k = 0; k < 8; ++k) v[c][k] = __fsub_rn(v[c][k], __ldg(centre + 32 * c + 8 * t + k));
       }
     }
+    if constexpr (Normed) rows.norm[r] = norm_of_chunks(v, t);
 #pragma unroll
     for (int c = 0; c < D / 32; ++c) {
 #pragma unroll
@@ -113,15 +114,9 @@ __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_con
   for (; tile < tiles; tile += step) {
     TileRows<D> x;
     if (static_cast<DType>(a.dtype) == DType::F32) {
-      load_split_rows<D, true>(x, side, DType::F32, at, next, t);
+      load_split_rows<D, true, kPeerNorm<Sink>>(x, side, DType::F32, at, next, t);
     } else {
-      load_split_rows<D, false>(x, side, static_cast<DType>(a.dtype), at, next, t);
-    }
-    [[maybe_unused]] float norm[2];
-    if constexpr (kPeerNorm<Sink>) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
-        norm[r] = norm_in_memory<D>(side.x, static_cast<DType>(a.dtype), at[r], centre_of(tables, D, next[r].head), t);
+      load_split_rows<D, false, kPeerNorm<Sink>>(x, side, static_cast<DType>(a.dtype), at, next, t);
     }
     float y[D / 2];
     products_begin();
@@ -148,7 +143,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) rotate_tiles(const __grid_con
     LaneCodes<D / 4> codes[2];
     if constexpr (kPeerNorm<Sink>) {
       table_codes_two<D / 4, false>(codes, codec, table, sum, x.factor, t);
-      codes[0].scale = round_scale(codec, norm[0]), codes[1].scale = round_scale(codec, norm[1]);
+      codes[0].scale = round_scale(codec, x.norm[0]), codes[1].scale = round_scale(codec, x.norm[1]);
     } else if (codec.kind == static_cast<int>(CodeKind::Fp8)) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) codes[r] = fp8_lanes<D / 4>([&](int i) { return sum(r, i); }, x.factor[r]);
@@ -297,7 +292,7 @@ __global__ void __launch_bounds__(2 * D) rotate_step(const __grid_constant__ Rot
 template <int D, class Sink>
 bool launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const DeviceInfo& device, cudaStream_t stream) {
   const bool as_they_are = warpgroup_products_on(device);  // rows that are
-  bool plain = true, f16 = as_they_are, bf16 = as_they_are && !kPeerNorm<Sink> && static_cast<DType>(a.dtype) == DType::BF16;
+  bool plain = true, f16 = as_they_are, bf16 = as_they_are && static_cast<DType>(a.dtype) == DType::BF16;
   constexpr int kFewestParts = kPeerNorm<Sink> || Sink::kSides == 2 ? 2 : 1;  // a kernel of one part for planes alone
   int parts = kFewestParts, fewest = 2;
   for (int s = 0; s < sides; ++s) {
@@ -319,7 +314,9 @@ bool launch_tiles(const char* what, const RotateArgs<Sink>& a, int sides, const 
     launch_kernel_early_if(launches_early(device), what, {grid, static_cast<unsigned>(threads), shared, stream}, kernel, a);
   };
   if constexpr (kPeerNorm<Sink>) {  // fewer kernels: their matrix is dense
-    f16 ? launch(rotate_row_tiles<D, false, 2, Sink>) : launch(rotate_tiles<D, 2, Sink>);
+    f16    ? launch(rotate_row_tiles<D, false, 2, Sink>)
+    : bf16 ? launch(rotate_row_tiles<D, false, 2, Sink, true>)
+           : launch(rotate_tiles<D, 2, Sink>);
   } else if (bf16) {
     launch(rotate_row_tiles<D, false, 2, Sink, true>);
   } else if (parts > 1) {

@@ -13,30 +13,6 @@ __host__ __device__ constexpr std::size_t row_tiles_shared_bytes(int dim, int pa
   return image_shared_bytes(dim, parts) + static_cast<std::size_t>(kRowTileThreads / 128 * kTileRows * dim * 2) + kCodeTableBytes;
 }
 
-/// Two parts of a matrix in fp16 to two in bf16, in place: 16 of their 22 bits, 2^-18 of an element. All of the block, behind finish_image().
-template <int D>
-__device__ __forceinline__ void image_to_bf16(std::uint32_t image, int thread, int threads) {
-  for (int i = 16 * thread; i < image_part_bytes(D); i += 16 * threads) {
-    std::uint32_t hi[4], lo[4];
-    lds128(image + static_cast<unsigned>(i), hi);
-    lds128(image + static_cast<unsigned>(image_part_bytes(D) + i), lo);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const float2 a = __half22float2(*reinterpret_cast<const __half2*>(&hi[k])),
-                   b = __half22float2(*reinterpret_cast<const __half2*>(&lo[k]));
-      const float x = __fadd_rn(a.x, b.x), y = __fadd_rn(a.y, b.y);
-      hi[k] = bf16x2_bits(x, y);
-      lo[k] = bf16x2_bits(__fsub_rn(x, __uint_as_float(hi[k] << 16)), __fsub_rn(y, __uint_as_float(hi[k] & 0xffff0000u)));
-    }
-    sts128(image + static_cast<unsigned>(i), __uint_as_float(hi[0]), __uint_as_float(hi[1]), __uint_as_float(hi[2]),
-           __uint_as_float(hi[3]));
-    sts128(image + static_cast<unsigned>(image_part_bytes(D) + i), __uint_as_float(lo[0]), __uint_as_float(lo[1]), __uint_as_float(lo[2]),
-           __uint_as_float(lo[3]));
-  }
-  fence_bulk_copies();
-  __syncthreads();
-}
-
 template <int D, bool kPlain, int Parts, class Sink, bool Bf16 = false>
 __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __grid_constant__ RotateArgs<Sink> a) {
   if (!warpgroup_products()) return;
@@ -58,7 +34,9 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
   const std::uint32_t image = image_address(memory),
                       mine = image + Parts * image_part_bytes(D) + static_cast<std::uint32_t>(group * kTileBytes);
   const CodeTableParts parts = code_table_parts<kRowTileThreads / 32>(tables, thread >> 5, lane);
-  copy_image_begin<D>(image, image_of(tables, tables.forward_image_in_order, D), side.parts, Parts, thread, kRowTileThreads);
+  const std::uint16_t* from = image_of(tables, tables.forward_image_in_order, D);
+  if constexpr (Bf16) from += static_cast<std::int64_t>(tables.per_head ? gridDim.y : 1) * 2 * D * D;  // behind those of fp16
+  copy_image_begin<D>(image, from, side.parts, Parts, thread, kRowTileThreads);
   wait_for_previous_kernels();
   launch_dependents();  // not earlier: see DecodeParams::fresh_tokens
 
@@ -89,21 +67,20 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
   const CodeTable table = code_table<kRowTileThreads / 32>(
       reinterpret_cast<unsigned char*>(memory) + image_shared_bytes(D, Parts) + kGroups * kTileBytes, parts, thread >> 5, lane);
   finish_image();
-  if constexpr (Bf16) image_to_bf16<D>(image, thread, kRowTileThreads);
   for (; tile < tiles; tile += step) {
     copy_async_wait<0>();
     fence_bulk_copies();
     named_barrier_sync(1 + group, 128);
     constexpr bool kHeldRows = D != 128;  // products that run hold x in registers, else there is time for the norms beside them
     [[maybe_unused]] float norm[2];
-    if constexpr (kPeerNorm<Sink> && kHeldRows) norms_of_tile<D>(norm, mine, member / 32 * 16, g, t);
+    if constexpr (kPeerNorm<Sink> && kHeldRows) norms_of_tile<D, Bf16>(norm, mine, member / 32 * 16, g, t);
     float y[D / 2];
     products_begin();
     RowFragments<D> held;
     add_product<D, Bf16>(y, mine, image, true, held);
     if constexpr (Parts > 1) add_product<D, Bf16>(y, mine, image + image_part_bytes(D), false, held);
     products_asked();
-    if constexpr (kPeerNorm<Sink> && !kHeldRows) norms_of_tile<D>(norm, mine, member / 32 * 16, g, t);
+    if constexpr (kPeerNorm<Sink> && !kHeldRows) norms_of_tile<D, Bf16>(norm, mine, member / 32 * 16, g, t);
     products_wait();
     named_barrier_sync(1 + group, 128);
     if (tile + step < tiles) fetch(tile + step);  // what comes next arrives while this tile is coded

@@ -1,6 +1,6 @@
 // Rows times a Hadamard matrix on the tensor cores, without the matrix. A row's D coordinates are numbered by bits: products with one constant
-// +-1 fragment transform the bits that lie across lanes and in a fragment's columns, the signs of the fragments' products those that number
-// the fragments, one addition the bit between a fragment's upper and lower rows. fp16 and bf16 times +-1 are exact.
+// +-1 fragment transform the bits that lie across lanes and in a fragment's columns, the signs of the fragments' products (or additions) those that
+// number the fragments, one addition the bit between a fragment's upper and lower rows. fp16 and bf16 times +-1 are exact.
 #pragma once
 
 #include <cstdint>
@@ -66,24 +66,26 @@ __device__ __forceinline__ HadamardFragments hadamard_fragments(bool bf16, int l
   return f;
 }
 
-/// Adds chunk c's part to the sums of the chunks of its group of four (two). a: its coordinates in pairs; words 0 and 2 are row g of a fragment,
-/// 1 and 3, whose bit 1 is set, row g + 8.
-template <int D, bool Bf16>
+/// Chunks that products add up; finish_sums() does the rest.
+template <int D>
+constexpr int kChunkGroup = kLaneChunks<D> < 4 ? kLaneChunks<D> : 4;
+/// Adds chunk c's part to the sums of the chunks of its group. a: its coordinates in pairs; words 0 and 2 are row g of a fragment, 1 and 3, whose bit
+/// 1 is set, row g + 8.
+template <int D, bool Bf16, int Group = kChunkGroup<D>>
 __device__ __forceinline__ void add_chunk(HadamardSums<D>& y, int c, const unsigned (&a)[4], const HadamardFragments& f) {
-  constexpr int kGroup = kLaneChunks<D> < 4 ? kLaneChunks<D> : 4;
 #pragma unroll
-  for (int i = 0; i < kGroup; ++i) {
-    const int common = c % kGroup & i, minus = (common ^ common >> 1) & 1;
+  for (int i = 0; i < Group; ++i) {
+    const int common = c % Group & i, minus = (common ^ common >> 1) & 1;
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      float(&sum)[4] = y.v[c / kGroup * kGroup + i][m];
+      float(&sum)[4] = y.v[c / Group * Group + i][m];
       const unsigned(&b)[2] = f.b[minus][m];
       Bf16 ? mma_bf16(sum, a[0], a[1], a[2], a[3], b[0], b[1]) : mma(sum, a[0], a[1], a[2], a[3], b[0], b[1]);
     }
   }
 }
-/// The bits that products do not reach: 1, and of 8 chunks the highest.
-template <int D>
+/// The bits that products do not reach: 1, and of chunks those from `Group` on.
+template <int D, int Group = kChunkGroup<D>>
 __device__ __forceinline__ void finish_sums(HadamardSums<D>& y) {
 #pragma unroll
   for (int c = 0; c < kLaneChunks<D>; ++c) {
@@ -97,12 +99,17 @@ __device__ __forceinline__ void finish_sums(HadamardSums<D>& y) {
       }
     }
   }
-  if constexpr (kLaneChunks<D> == 8) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      const float low = y.v[i / 8][i / 4 % 2][i % 4], high = y.v[4 + i / 8][i / 4 % 2][i % 4];
-      y.v[i / 8][i / 4 % 2][i % 4] = __fadd_rn(low, high);
-      y.v[4 + i / 8][i / 4 % 2][i % 4] = __fsub_rn(low, high);
+  for (int bit = Group; bit < kLaneChunks<D>; bit *= 2) {
+#pragma unroll
+    for (int c = 0; c < kLaneChunks<D>; ++c) {
+      if ((c & bit) != 0) continue;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float low = y.v[c][i / 4][i % 4], high = y.v[c + bit][i / 4][i % 4];
+        y.v[c][i / 4][i % 4] = __fadd_rn(low, high);
+        y.v[c + bit][i / 4][i % 4] = __fsub_rn(low, high);
+      }
     }
   }
 }

@@ -51,4 +51,18 @@ inline std::vector<std::uint16_t> matrix_image(const std::vector<float>& matrix,
   return image;
 }
 
+/// An image of two fp16 parts in two of bf16: 16 of its 22 bits, 2^-18 of an element.
+inline std::vector<std::uint16_t> bf16_image(const std::vector<std::uint16_t>& image, int dim) {
+  const std::size_t square = static_cast<std::size_t>(dim) * static_cast<std::size_t>(dim);
+  std::vector<std::uint16_t> out(image.size());
+  for (std::size_t part = 0; part < image.size(); part += 2 * square) {
+    for (std::size_t i = part; i < part + square; ++i) {
+      const float v = half_to_float(image[i]) + half_to_float(image[square + i]);
+      out[i] = float_to_bf16(v);
+      out[square + i] = float_to_bf16(v - bf16_to_float(out[i]));
+    }
+  }
+  return out;
+}
+
 }  // namespace tq4::gpu

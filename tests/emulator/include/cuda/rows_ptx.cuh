@@ -15,6 +15,7 @@ T* opaque_pointer(T* p) {
 }
 
 inline void prefetch_l2(const void*) {}
+inline void prefetch_l2_bulk(const void*, std::uint32_t) {}
 inline void wgmma_bf16_rows_rows(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
   emulated::wgmma_issue({d, nullptr, a, b, 128, add, false, false, true});
 }
