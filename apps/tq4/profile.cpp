@@ -390,9 +390,9 @@ Action add_profile(CLI::App& app) {
       ->capture_default_str()
       ->group(kRun);
   add_parsed(app, "--samples", options->samples, parse_count, "N", "20", "Timed launches of a graph a point, some 3 ms each")->group(kRun);
-  app.add_option("--rest", options->rest, "Pause before each, so that the clock does not fall at the power limit; 0: back to back")
+  app.add_option("--rest", options->rest, "Pause before each of them, or the clock may fall at the power limit; 0: back to back")
+      ->check(CLI::Range(0, 10000).description(""))
       ->type_name("MS")
-      ->check(CLI::Range(0, 10000))
       ->capture_default_str()
       ->group(kRun);
   app.add_flag("--general", options->general, "Do not take the fused kernel")->group(kRun);
