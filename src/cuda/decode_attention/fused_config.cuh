@@ -16,8 +16,10 @@ struct Config {
   using Key = Key_;
   using Value = Value_;
   static constexpr int D = S::D;
-  /// Of a thread block. 16 leave 128 registers a thread, 12 leave 168, 8 leave 255: what is spilled waits behind the stream of tiles.
-  static constexpr int Warps = S::Tall ? 12 : D > 128 ? 8 : 16;
+  /// Of a thread block. 16 leave 128 registers a thread, 8 leave 255: what is spilled waits behind the stream of tiles.
+  static constexpr int Warps = S::Tall || D > 128 ? 8 : 16;
+  /// Tiles that a warp takes at once: two where few warps leave the registers for it and need the independent instructions.
+  static constexpr int TilesATurn = Warps == 8 ? 2 : 1;
   static constexpr bool ValuesLate =
       Warps < 16;  // a tile's values stay in its stage until they are needed: registers for more rows or dims
   static constexpr int CodeBytes = Key::kBytes + Value::kBytes;

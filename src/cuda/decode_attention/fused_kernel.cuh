@@ -48,83 +48,103 @@ struct Kernel : Merges<C> {
       }
     }
   }
-  /// One tile of compressed tokens for 16 rows, see compressed_tile().
-  template <class Refill>
-  __device__ __forceinline__ void tall_tile(RowState<S>& st, const QueryFragments<S>& q, std::uint32_t at, int seq_len, int first,
-                                            bool edge, Refill&& refill) {
-    static_assert(!Value::kZero && Key::kTable);
-    typename Key::Raw k;
-    typename Value::Raw v;
-    Key::load(k, at + key_at, false);
-    TallScales scales;
-    scales.load(at + scale_at);
-    if constexpr (!C::ValuesLate) {
-      Value::load(v, at + value_at, false);
-      __syncwarp();
-      refill();
-    }
-    float s[2][2][2];
-    logits_tall<S>(
-        q, [&](int h, int i) { return Key::pair(k, h, i, lane_base); }, scales, s);
-    if (edge) {
-      const Tokens tokens(p, seq_len);
-      mask_tall(Mask{seq_len, p.q_len, p.window, tokens.begin, tokens.end}, first, g, t, p.group_reciprocal, s, scales);
-    }
-    std::uint32_t a[4];
-    softmax_tall<S>(st, s, scales, a);
-    if constexpr (C::ValuesLate) {
-      Value::load(v, at + value_at, false);
-      __syncwarp();
-      refill();
-    }
-    values_tall<S>(st, a, [&](int h, int odd, int i) {
-      return odd ? Value::template pair<1>(v, h, i, lane_base) : Value::template pair<0>(v, h, i, lane_base);
-    });
-  }
-  /// One tile of compressed tokens, already in shared memory at `at`. Raw codes go to registers first, so that `refill` can reuse the slot.
-  template <class Refill>
-  __device__ __forceinline__ void compressed_tile(RowState<S>& st, const QueryFragments<S>& q, std::uint32_t at, int seq_len, int first,
-                                                  bool edge, std::uint32_t select0, std::uint32_t select1, Refill&& refill) {
+  /// N tiles of compressed tokens, already in shared memory at `at`. edge: whether one of them needs a mask. Raw codes go to registers first, so that `refill` can
+  /// reuse their slots.
+  template <int N, class Refill>
+  __device__ __forceinline__ void compressed_tiles(RowState<S>& st, const QueryFragments<S>& q, const std::uint32_t (&at)[N], int seq_len,
+                                                   int first, bool edge, std::uint32_t select0, std::uint32_t select1, Refill&& refill) {
     const bool turned = odd_g != 0;
-    typename Key::Raw k;
-    typename Value::Raw v;
-    Key::load(k, at + key_at, turned);
-    std::uint32_t scales[2];
-    lds64(at + scale_at, scales);
-    if constexpr (!C::ValuesLate) Value::load(v, at + value_at, turned);
-    float v_zero[2] = {0.f, 0.f};
-    if constexpr (Value::kZero) {
-      const std::uint32_t zeros = lds32(at + C::CodeBytes + 64 + g * 4);
-      v_zero[0] = half_bits_to_float(zeros & 0xffff);
-      v_zero[1] = half_bits_to_float(zeros >> 16);
+    typename Key::Raw k[N];
+    typename Value::Raw v[N];
+    float k_scale[N][2], v_scale[N][2], v_zero[N][2] = {}, s[N][2][S::LaneRows];
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      Key::load(k[n], at[n] + key_at, turned);
+      std::uint32_t scales[2];
+      lds64(at[n] + scale_at, scales);
+      if constexpr (!C::ValuesLate) Value::load(v[n], at[n] + value_at, turned);
+      if constexpr (Value::kZero) {
+        const std::uint32_t zeros = lds32(at[n] + C::CodeBytes + 64 + g * 4);
+        v_zero[n][0] = half_bits_to_float(zeros & 0xffff);
+        v_zero[n][1] = half_bits_to_float(zeros >> 16);
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        k_scale[n][h] = half_bits_to_float(h ? scales[0] >> 16 : scales[0] & 0xffff);
+        v_scale[n][h] = half_bits_to_float(h ? scales[1] >> 16 : scales[1] & 0xffff);
+      }
     }
-    const float k_scale[2] = {half_bits_to_float(scales[0] & 0xffff), half_bits_to_float(scales[0] >> 16)};
-    float v_scale[2] = {half_bits_to_float(scales[1] & 0xffff), half_bits_to_float(scales[1] >> 16)};
     if constexpr (!C::ValuesLate) {
       __syncwarp();
       refill();
     }
-    float s[2][S::LaneRows];
-    logits_tile<S>(
-        q, [&](int h, int i) { return Key::pair(k, h, i, lane_base); }, k_scale, s);
-    if constexpr (!Key::kTable) {
 #pragma unroll
-      for (int r = 0; r < S::LaneRows; ++r) s[0][r] *= p.k_table_scale, s[1][r] *= p.k_table_scale;
+    for (int n = 0; n < N; ++n) {
+      logits_tile<S>(
+          q, [&](int h, int i) { return Key::pair(k[n], h, i, lane_base); }, k_scale[n], s[n]);
+      if constexpr (!Key::kTable) {
+#pragma unroll
+        for (int r = 0; r < S::LaneRows; ++r) s[n][0][r] *= p.k_table_scale, s[n][1][r] *= p.k_table_scale;
+      }
     }
     if (edge) {
       const Tokens tokens(p, seq_len);
-      mask_tile<S>(Mask{seq_len, p.q_len, p.window, tokens.begin, tokens.end}, first, g, t, p.group_reciprocal, s, v_scale, v_zero);
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+        mask_tile<S>(Mask{seq_len, p.q_len, p.window, tokens.begin, tokens.end}, first + n * kTile, g, t, p.group_reciprocal, s[n],
+                     v_scale[n], v_zero[n]);
     }
-    std::uint32_t b[S::Tiles][2][S::Parities][2];
-    softmax_tile<S, Value::kZero>(st, s, v_scale, v_zero, select0, select1, b);
     if constexpr (C::ValuesLate) {
-      Value::load(v, at + value_at, turned);
+#pragma unroll
+      for (int n = 0; n < N; ++n) Value::load(v[n], at[n] + value_at, turned);
       __syncwarp();
       refill();
     }
-    values_tile<S>(st, b, [&](int h, int odd, int i) {
-      return odd ? Value::template pair<1>(v, h, i, lane_base) : Value::template pair<0>(v, h, i, lane_base);
-    });
+    raise_maximum<N>(st, s, v_scale);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      std::uint32_t b[S::Tiles][2][S::Parities][2];
+      weigh_tile<S, Value::kZero>(st, s[n], v_scale[n], v_zero[n], select0, select1, b);
+      values_tile<S>(st, b, [&](int h, int odd, int i) {
+        return odd ? Value::template pair<1>(v[n], h, i, lane_base) : Value::template pair<0>(v[n], h, i, lane_base);
+      });
+    }
+  }
+  /// The same for 16 rows.
+  template <int N, class Refill>
+  __device__ __forceinline__ void tall_tiles(RowState<S>& st, const QueryFragments<S>& q, const std::uint32_t (&at)[N], int seq_len,
+                                             int first, bool edge, Refill&& refill) {
+    static_assert(!Value::kZero && Key::kTable && C::ValuesLate);
+    typename Key::Raw k[N];
+    TallScales scales[N];
+    float s[N][2][2][2];
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      Key::load(k[n], at[n] + key_at, false);
+      scales[n].load(at[n] + scale_at);
+    }
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      logits_tall<S>(
+          q, [&](int h, int i) { return Key::pair(k[n], h, i, lane_base); }, scales[n], st.m, s[n]);
+    if (edge) {
+      const Tokens tokens(p, seq_len);
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+        mask_tall(Mask{seq_len, p.q_len, p.window, tokens.begin, tokens.end}, first + n * kTile, g, t, p.group_reciprocal, s[n], scales[n]);
+    }
+    typename Value::Raw v[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) Value::load(v[n], at[n] + value_at, false);
+    __syncwarp();
+    refill();
+    std::uint32_t a[N][4];
+    softmax_tall(st, s, scales, a);
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      values_tall<S>(st, a[n], [&](int h, int odd, int i) {
+        return odd ? Value::template pair<1>(v[n], h, i, lane_base) : Value::template pair<0>(v[n], h, i, lane_base);
+      });
   }
 
   /// Exact unit `unit` of a pair, already in shared memory at `at`: kExact rows of K, then of V, fp16 in the rotated space. They are the first rows of
@@ -381,17 +401,38 @@ struct Kernel : Merges<C> {
           tile_end = tokens.first_tile() + min(tile_end, tokens.tiles());
           Mask{seq_len, p.q_len, p.window, tokens.begin, tokens.end}.safe_tiles(safe_first, safe_count);
         }
+        const auto refill = [&](std::uint32_t at, std::uint32_t at_bar) {
+          if (loader.alive()) loader.load(p, lane, at, at_bar, policy);
+        };
+        if constexpr (C::TilesATurn == 2) {
+#pragma unroll 1
+          for (; tile + 1 < tile_end; tile += 2) {
+            mbarrier_wait(bar, parity);
+            std::uint32_t slot2 = slot, bar2 = bar;
+            const std::uint32_t parity2 = parity ^ next_stage(slot2, bar2);
+            mbarrier_wait(bar2, parity2);
+            const bool edge = (unsigned)(tile - safe_first) >= (unsigned)max(safe_count - 1, 0);
+            const auto refill_both = [&] {
+              refill(slot, bar);
+              refill(slot2, bar2);
+            };
+            if constexpr (S::Tall)
+              tall_tiles<2>(st, q, {slot, slot2}, seq_len, tile * kTile, edge, refill_both);
+            else
+              compressed_tiles<2>(st, q, {slot, slot2}, seq_len, tile * kTile, edge, select0, select1, refill_both);
+            parity = parity2 ^ next_stage(slot2, bar2);
+            slot = slot2, bar = bar2;
+          }
+        }
 #pragma unroll 1
         for (; tile < tile_end; ++tile) {
           mbarrier_wait(bar, parity);
           const bool edge = (unsigned)(tile - safe_first) >= (unsigned)safe_count;
-          const auto refill = [&] {
-            if (loader.alive()) loader.load(p, lane, slot, bar, policy);
-          };
+          const auto refill_one = [&] { refill(slot, bar); };
           if constexpr (S::Tall)
-            tall_tile(st, q, slot, seq_len, tile * kTile, edge, refill);
+            tall_tiles<1>(st, q, {slot}, seq_len, tile * kTile, edge, refill_one);
           else
-            compressed_tile(st, q, slot, seq_len, tile * kTile, edge, select0, select1, refill);
+            compressed_tiles<1>(st, q, {slot}, seq_len, tile * kTile, edge, select0, select1, refill_one);
           parity ^= next_stage(slot, bar);
         }
         walk.wake(walk_at);

@@ -77,7 +77,7 @@ struct Merges : Rotations<C> {
 #pragma unroll
       for (int r = 0; r < S::LaneRows; ++r) {
         const std::uint32_t at = slot + S::Rows * C::RowStride + S::row(g, t, r) * 8;
-        sts32(at, __float_as_uint(st.m[r]));
+        sts32(at, __float_as_uint(S::Tall && st.slack[r] < 0.f ? kMaskedMax : st.m[r]));
         sts32(at + 4, __float_as_uint(st.l[r]));
       }
     }

@@ -27,21 +27,21 @@ struct TallScales {
   __device__ __forceinline__ float largest_v() const { return fmaxf(fmaxf(v[0][0], v[0][1]), fmaxf(v[1][0], v[1][1])); }
 };
 
-/// Logits of 16 tokens: s[h][r][u] of row g + 8 r and token 8 h + 2 t + u. key(half, pair) as in logits_tile().
+/// Logits of 16 tokens, relative to the running maximum m: s[h][r][u] of row g + 8 r and token 8 h + 2 t + u. key(half, pair) as in logits_tile().
 template <class S, class KeyPair>
-__device__ __forceinline__ void logits_tall(const QueryFragments<S>& q, KeyPair&& key, const TallScales& scales, float (&s)[2][2][2]) {
-  float acc[2][2][4] = {};
+__device__ __forceinline__ void logits_tall(const QueryFragments<S>& q, KeyPair&& key, const TallScales& scales, const float (&m)[2],
+                                            float (&s)[2][2][2]) {
+  float acc[2][4] = {};
 #pragma unroll
   for (int i = 0; i < S::Steps; ++i)
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
-      mma(acc[h][i & 1], q.b[0][i][0], q.b[1][i][0], q.b[0][i][1], q.b[1][i][1], key(h, 2 * i), key(h, 2 * i + 1));
+    for (int h = 0; h < 2; ++h) mma(acc[h], q.b[0][i][0], q.b[1][i][0], q.b[0][i][1], q.b[1][i][1], key(h, 2 * i), key(h, 2 * i + 1));
 #pragma unroll
   for (int h = 0; h < 2; ++h)
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
-      for (int u = 0; u < 2; ++u) s[h][r][u] = (acc[h][0][2 * r + u] + acc[h][1][2 * r + u]) * scales.k[h][u];
+      for (int u = 0; u < 2; ++u) s[h][r][u] = fmaf(acc[h][2 * r + u], scales.k[h][u], -m[r]);
 }
 
 /// first: position of the tile's first token.
@@ -59,45 +59,59 @@ __device__ __forceinline__ void mask_tall(const Mask& mask, int first, int g, in
     }
 }
 
-/// Softmax of one tile's logits; a: the p of the tile as the values' operand A.
-template <class S>
-__device__ __forceinline__ void softmax_tall(RowState<S>& st, float (&s)[2][2][2], const TallScales& scales, std::uint32_t (&a)[4]) {
-  float top[2];
+/// Softmax of the logits of N tiles (logits_tall()); a: the p of each as the values' operand A.
+template <int N, class S>
+__device__ __forceinline__ void softmax_tall(RowState<S>& st, float (&s)[N][2][2][2], const TallScales (&scales)[N],
+                                             std::uint32_t (&a)[N][4]) {
+  float top[2] = {-INFINITY, -INFINITY}, v_top = 0.f;
 #pragma unroll
-  for (int r = 0; r < 2; ++r) top[r] = fmaxf(fmaxf(s[0][r][0], s[0][r][1]), fmaxf(s[1][r][0], s[1][r][1]));
-  float v_top = scales.largest_v();
-  const bool raise = v_top * st.v_unit > 16.f || st.v_unit == 0.f || top[0] > st.m[0] + kSlack || top[1] > st.m[1] + kSlack;
-  if (__any_sync(~0u, raise)) {
+  for (int n = 0; n < N; ++n) {
+    v_top = fmaxf(v_top, scales[n].largest_v());
+#pragma unroll
+    for (int r = 0; r < 2; ++r) top[r] = fmaxf(top[r], fmaxf(fmaxf(s[n][0][r][0], s[n][0][r][1]), fmaxf(s[n][1][r][0], s[n][1][r][1])));
+  }
+  if (__any_sync(~0u, v_top * st.v_unit > 16.f || st.v_unit == 0.f || top[0] > st.slack[0] || top[1] > st.slack[1])) {
     float f[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
       top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
-      top[r] = fmaxf(top[r], st.m[r]);
-      f[r] = exp2_fast(st.m[r] - top[r]);
-      st.m[r] = top[r];
+      const bool none = st.slack[r] < 0.f;  // no logit so far
+      const float up = none && top[r] > -INFINITY ? top[r] : fmaxf(top[r], 0.f);
+      f[r] = none ? 1.f : exp2_fast(-up);
+      st.m[r] += up;
+      if (top[r] > -INFINITY) st.slack[r] = kSlack;
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+#pragma unroll
+          for (int u = 0; u < 2; ++u) s[n][h][r][u] -= up;
     }
     v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 1));
     v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 2));
     st.scale(f, st.raise_unit(v_top));
   }
-  float w[2][2][2];
 #pragma unroll
-  for (int h = 0; h < 2; ++h)
+  for (int n = 0; n < N; ++n) {
+    float w[2][2][2];
 #pragma unroll
-    for (int u = 0; u < 2; ++u) {
-      const float unit = scales.v[h][u] * st.v_unit;
+    for (int h = 0; h < 2; ++h)
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float p = exp2_fast(s[h][r][u] - st.m[r]);
-        st.l[r] += p;
-        w[h][r][u] = p * unit;
+      for (int u = 0; u < 2; ++u) {
+        const float unit = scales[n].v[h][u] * st.v_unit;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float p = exp2_fast(s[n][h][r][u]);
+          st.l[r] += p;
+          w[h][r][u] = p * unit;
+        }
       }
-    }
 #pragma unroll
-  for (int h = 0; h < 2; ++h)
+    for (int h = 0; h < 2; ++h)
 #pragma unroll
-    for (int r = 0; r < 2; ++r) a[2 * h + r] = pack_half2(w[h][r][0], w[h][r][1]);
+      for (int r = 0; r < 2; ++r) a[n][2 * h + r] = pack_half2(w[h][r][0], w[h][r][1]);
+  }
 }
 
 /// o += p V: value(half, odd, pair) as in values_half(). o[i % 2][e][i / 2] gathers dim 2 i + e of pieces 2 t and 2 t + 1 for rows g and g + 8.

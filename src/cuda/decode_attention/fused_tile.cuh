@@ -41,15 +41,16 @@ struct Shape {
 
 template <class S>
 struct RowState {
-  float m[S::LaneRows];  // running maximum (log2), lazy
-  float l[S::LaneRows];  // this lane's share of the sum of p
-  float z[S::LaneRows];  // this lane's share of the sum of p * zero (uniform values)
+  float m[S::LaneRows];      // running maximum (log2), lazy
+  float slack[S::LaneRows];  // Tall: by how much a logit may pass it; -inf: m is none yet
+  float l[S::LaneRows];      // this lane's share of the sum of p
+  float z[S::LaneRows];      // this lane's share of the sum of p * zero (uniform values)
   float o[S::Tiles][S::Parities][S::Blocks][4];
   float v_unit;  // p * (V scale) is stored in fp16 as a multiple of this: 1 / v_unit is a V scale already seen
 
   __device__ __forceinline__ void reset() {
 #pragma unroll
-    for (int r = 0; r < S::LaneRows; ++r) m[r] = kMaskedMax, l[r] = 0.f, z[r] = 0.f;
+    for (int r = 0; r < S::LaneRows; ++r) m[r] = S::Tall ? 0.f : kMaskedMax, slack[r] = -INFINITY, l[r] = 0.f, z[r] = 0.f;
 #pragma unroll
     for (int n = 0; n < S::Tiles; ++n)
 #pragma unroll
@@ -91,33 +92,44 @@ struct QueryFragments {
   std::uint32_t b[S::Tiles][S::Steps][2];
 };
 
-/// Softmax of one tile's logits s[token half][row slot], and the p of the tile as the values' operand B:
+/// Raises the running maximum and the unit of values where the logits of N tiles, s[tile][token half][row slot], and their V scales ask for it.
+template <int N, class S>
+__device__ __forceinline__ void raise_maximum(RowState<S>& st, const float (*s)[2][S::LaneRows], const float (*v_scale)[2]) {
+  float v_top = fmaxf(v_scale[0][0], v_scale[0][1]);
+#pragma unroll
+  for (int n = 1; n < N; ++n) v_top = fmaxf(v_top, fmaxf(v_scale[n][0], v_scale[n][1]));
+  const auto largest = [&](int r) {
+    float top = fmaxf(s[0][0][r], s[0][1][r]);
+#pragma unroll
+    for (int n = 1; n < N; ++n) top = fmaxf(top, fmaxf(s[n][0][r], s[n][1][r]));
+    return top;
+  };
+  bool raise = v_top * st.v_unit > 16.f || st.v_unit == 0.f;
+#pragma unroll
+  for (int r = 0; r < S::LaneRows; ++r) raise |= largest(r) > st.m[r] + kSlack;
+  if (!__any_sync(~0u, raise)) return;
+  float f[S::LaneRows];
+#pragma unroll
+  for (int r = 0; r < S::LaneRows; ++r) {
+    float top = largest(r);
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 4));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 8));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 16));
+    top = fmaxf(top, st.m[r]);
+    f[r] = exp2_fast(st.m[r] - top);
+    st.m[r] = top;
+  }
+  v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 4));
+  v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 8));
+  v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 16));
+  st.scale(f, st.raise_unit(v_top));
+}
+
+/// The weights of a tile whose logits s[token half][row slot] the running maximum suits, as the values' operand B:
 /// b[column tile][token half][parity][2]. v_scale, v_zero: of tokens g and g + 8.
 template <class S, bool Zero>
-__device__ __forceinline__ void softmax_tile(RowState<S>& st, float (&s)[2][S::LaneRows], const float (&v_scale)[2],
-                                             const float (&v_zero)[2], std::uint32_t select0, std::uint32_t select1,
-                                             std::uint32_t (&b)[S::Tiles][2][S::Parities][2]) {
-  bool raise = fmaxf(v_scale[0], v_scale[1]) * st.v_unit > 16.f || st.v_unit == 0.f;
-#pragma unroll
-  for (int r = 0; r < S::LaneRows; ++r) raise |= fmaxf(s[0][r], s[1][r]) > st.m[r] + kSlack;
-  if (__any_sync(~0u, raise)) {
-    float f[S::LaneRows];
-#pragma unroll
-    for (int r = 0; r < S::LaneRows; ++r) {
-      float top = fmaxf(s[0][r], s[1][r]);
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 4));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 8));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 16));
-      top = fmaxf(top, st.m[r]);
-      f[r] = exp2_fast(st.m[r] - top);
-      st.m[r] = top;
-    }
-    float v_top = fmaxf(v_scale[0], v_scale[1]);
-    v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 4));
-    v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 8));
-    v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, 16));
-    st.scale(f, st.raise_unit(v_top));
-  }
+__device__ __forceinline__ void weigh_tile(RowState<S>& st, float (&s)[2][S::LaneRows], const float (&v_scale)[2], const float (&v_zero)[2],
+                                           std::uint32_t select0, std::uint32_t select1, std::uint32_t (&b)[S::Tiles][2][S::Parities][2]) {
   const float unit0 = v_scale[0] * st.v_unit, unit1 = v_scale[1] * st.v_unit;
 #pragma unroll
   for (int r = 0; r < S::LaneRows; ++r) {
@@ -145,6 +157,15 @@ __device__ __forceinline__ void softmax_tile(RowState<S>& st, float (&s)[2][S::L
         b[n][h][S::Parities - 1][1] = x & 0xffff0000u;
       }
     }
+}
+
+/// Softmax of one tile: both.
+template <class S, bool Zero>
+__device__ __forceinline__ void softmax_tile(RowState<S>& st, float (&s)[2][S::LaneRows], const float (&v_scale)[2],
+                                             const float (&v_zero)[2], std::uint32_t select0, std::uint32_t select1,
+                                             std::uint32_t (&b)[S::Tiles][2][S::Parities][2]) {
+  raise_maximum<1>(st, &s, &v_scale);
+  weigh_tile<S, Zero>(st, s, v_scale, v_zero, select0, select1, b);
 }
 
 /// Logits of 16 tokens: key(half, pair) gives the half2 of pair `pair` of token g + 8 * half; k_scale of tokens g and g + 8.

@@ -22,10 +22,9 @@ struct SlotConfig {
   static constexpr int kValues = Key::kBytes + Key::kScaleBytes;  // where the values of a slot begin; their scale and zero follow them
   static constexpr std::uint32_t kRing = kSharedBase;             // 32 bytes a stage
   static constexpr std::uint32_t kFeeds = kRing + kSlotMaxStages * 32;  // 288 bytes a group
-  static constexpr std::uint32_t kOpening = kFeeds + Warps * 288;       // length of a piece; number, begin and end of its first sequence
-  static constexpr std::uint32_t kSums = kOpening + 16;                 // of states: 4 rows a warp
-  static constexpr std::uint32_t kQuery = kSums + Warps * 32;           // a row a warp, fp16
-  static constexpr std::uint32_t kLow = kQuery + Warps * D * 2;         // where stages begin
+  static constexpr std::uint32_t kOpening = kFeeds + Warps * 288;       // the block's plan, see rest_plan()
+  static constexpr std::uint32_t kSums = kOpening + 32;                 // of states: 4 rows a warp
+  static constexpr std::uint32_t kLow = kSums + Warps * 32;             // where stages begin
   // States, 4 rows a warp: in the 128 bytes that every entry of the table leaves free, where that is enough, or behind it.
   static constexpr int kStateBytes = Warps * 4 * D * 4;
   static constexpr bool kHoles = kEntries > 0 && kStateBytes <= 256 * 128;
@@ -59,6 +58,19 @@ struct SlotFeed {
       sts32(at + kPrevious, C::kRing + (i - p.groups + (first ? p.stages : 0)) * 32 + first);
     }
     fence_mbarrier_init();
+  }
+
+  /// The plan and the piece's first sequence, between warps; the first words are those that are wanted again in the end.
+  __device__ __forceinline__ static void rest_plan(const Plan& plan, const Pair& pair) {
+    sts128_words<0>(C::kOpening, plan.length, pair.seq, pair.begin, pair.end());
+    sts128_words<16>(C::kOpening, plan.begin, plan.end, pair.seq_len, pair.empty);
+  }
+  __device__ __forceinline__ static void wake_plan(Plan& plan, Pair& pair) {
+    int end;
+    lds128_ordered<0>(C::kOpening, plan.length, pair.seq, pair.begin, end);
+    lds128_ordered<16>(C::kOpening, plan.begin, plan.end, pair.seq_len, pair.empty);
+    pair.head = 0;
+    pair.units = end - pair.begin;
   }
 
   // The feed of a group: its warps take turns at asking for the group's units, a turn of the ring ahead. Where those lie stands in a list in shared memory.

@@ -43,15 +43,10 @@ struct SlotKernel : SlotMerge<C> {
 #pragma unroll 1
     for (int row = lane / 8; row < rows(); row += 4) prefetch_l1(query_at(seq, head, row));
   }
-  /// The queries of a sequence and this warp's head: four rows at once, 8 lanes each, are transformed, then row by row become B fragments.
+  /// The queries of a sequence and this warp's head: four rows at once, 8 lanes each, are transformed, then become B fragments by way of shared memory.
   __device__ __forceinline__ void load_queries(int seq, int head, bool odd, QueryFragments<S>& q) const {
     constexpr int kDims = D / 8;  // of a lane
-    const std::uint32_t scratch = C::kQuery + warp * D * 2;
     const int part = lane % 8;
-#pragma unroll
-    for (int n = 0; n < S::Tiles; ++n)
-#pragma unroll
-      for (int i = 0; i < S::Steps; ++i) q.b[n][i][0] = q.b[n][i][1] = 0;
 #pragma unroll 1
     for (int first = 0; first < rows(); first += 4) {
       const auto* from = reinterpret_cast<const uint4*>(query_at(seq, head, min(first + lane / 8, rows() - 1)));
@@ -92,26 +87,23 @@ struct SlotKernel : SlotMerge<C> {
       }
 #pragma unroll
       for (int i = 0; i < kDims; ++i) v[i] = fminf(fmaxf(v[i], -65504.f), 65504.f);
-#pragma unroll 1
-      for (int r = 0; r < 4; ++r) {
-        if (lane / 8 == r) {
 #pragma unroll
-          for (int i = 0; i < kDims; i += 2) sts32(scratch + (part * kDims + i) * 2, pack_half2(v[i], v[i + 1]));
-        }
-        __syncwarp();
+      for (int i = 0; i < kDims; i += 2)
+        if (first + lane / 8 < rows()) sts32(this->query_word(first + lane / 8, part * kDims + i), pack_half2(v[i], v[i + 1]));
+    }
+    __syncwarp();
 #pragma unroll
-        for (int n = 0; n < S::Tiles; ++n) {
-          const bool mine = first + r < rows() && (S::Packed ? g == 2 * r : n * 8 + g == first + r);
+    for (int n = 0; n < S::Tiles; ++n) {
+      const int row = S::Packed ? g / 2 : n * 8 + g;
+      const bool live = row < rows() && (!S::Packed || g % 2 == 0);
 #pragma unroll
-          for (int i = 0; i < S::Steps; ++i) {
-            std::uint32_t two[2];
-            lds64(scratch + Key::quad_dim(t, i, odd) * 2, two);
-            if (mine) q.b[n][i][0] = two[0], q.b[n][i][1] = two[1];
-          }
-        }
-        __syncwarp();
+      for (int i = 0; i < S::Steps; ++i) {
+        std::uint32_t two[2];
+        lds64(this->query_word(row, Key::quad_dim(t, i, odd)), two);
+        q.b[n][i][0] = live ? two[0] : 0, q.b[n][i][1] = live ? two[1] : 0;
       }
     }
+    __syncwarp();
   }
 
   /// Logits of a tile, and what keys are multiplied by for the norm correction: one over the length of each centroid vector.
@@ -271,35 +263,47 @@ struct SlotKernel : SlotMerge<C> {
       finish(st, plan, pair, head, group, v_odd);
       if (pair.end() >= plan.end) break;
       pair.next(p);
+      this->meet(head);  // states have been read: queries go through the same place
       load_queries(pair.seq, head, k_odd, q);
       if (pair.end() < plan.end) ask_queries(pair.seq + 1, head);
     }
     this->finish_opening(plan, head, group);
   }
 
-  /// The keys' table: an entry of every byte, 32 times (fused_dequant.cuh).
+  /// The keys' table: an entry of every byte, 32 times (fused_dequant.cuh). By all warps but the first.
   __device__ __forceinline__ void fill_tables() const {
     if constexpr (C::kEntries > 0) {
-      constexpr int kCodes = 256 / C::Warps;  // of a warp
-      std::uint32_t entry = __ldg(p.k_pairs + table_code<Key::kEntries>(warp * kCodes + lane % kCodes));
-      const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&entry));
-      entry = pack_half2(v.x * kGain, v.y * kGain);
+#pragma unroll 1
+      for (int first = (warp - 1) * 16; first < 256; first += (C::Warps - 1) * 16) {
+        std::uint32_t entry = __ldg(p.k_pairs + table_code<Key::kEntries>(first + lane % 16));
+        const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&entry));
+        entry = pack_half2(v.x * kGain, v.y * kGain);
 #pragma unroll 4
-      for (int i = 0; i < kCodes; ++i) sts32(kTableAddress + (warp * kCodes + i) * 256 + lane * 4, __shfl_sync(~0u, entry, i));
+        for (int i = 0; i < 16; ++i) sts32(kTableAddress + (first + i) * 256 + lane * 4, __shfl_sync(~0u, entry, i));
+      }
     }
   }
 
   __device__ __forceinline__ void run() const {
-    if (warp == 0) this->open_ring();
-    fill_tables();
+    // One warp plans while the others fill the tables: what all 16 execute takes four times as long.
+    if (warp == 0) {
+      this->open_ring();
+    } else {
+      fill_tables();
+    }
     // Programmatic dependent launch: when the caller promises that the kernel just before writes none of it (fresh_tokens), all up to the queries happens while
     // that kernel ends, and the first units are asked for.
     if (p.fresh_tokens < 0) wait_for_previous_kernels();
-    Plan plan;
-    Pair pair;
-    // A unit keeps a group of warps busy, of which there are 2 with 8 heads; 6 units take as long as the end of a sequence inside of a piece.
-    if (!make_plan<2, 6>(p, lane, lane < p.num_seqs ? __ldg(p.seq_lens + lane) : 0, plan, pair)) return;
-    if (warp == 0 && lane == 0) sts128_words<0>(C::kOpening, plan.length, pair.seq, pair.begin, pair.end());
+    Plan plan{};
+    Pair pair{};
+    if (warp == 0) {
+      // A unit keeps a group of warps busy, of which there are 2 with 8 heads; 6 units take as long as the end of a sequence inside of a piece.
+      if (!make_plan<2, 6>(p, lane, lane < p.num_seqs ? __ldg(p.seq_lens + lane) : 0, plan, pair)) plan.end = plan.begin;
+      if (lane == 0) this->rest_plan(plan, pair);
+    }
+    __syncthreads();
+    this->wake_plan(plan, pair);
+    if (plan.end <= plan.begin) return;
     if (warp < p.heads * p.groups) {
       work(plan, pair);
     } else {  // one more than heads can use

@@ -35,6 +35,11 @@ struct SlotMerge : SlotFeed<C> {
     const int word = row * D + (dim ^ ((row & 1) * 4 + (row & 2) * 8));  // no two lanes meet in a bank
     return C::kStates + (C::kHoles ? word / 32 * 256 + word % 32 * 4 : word * 4);
   }
+  /// Of row `row` of this warp's queries (fp16, 4 dims beside each other) on their way between its lanes, in the same place: where dim `dim` lies.
+  __device__ __forceinline__ std::uint32_t query_word(int row, int dim) const {
+    const int word = warp * 4 * D + row * (D / 2) + ((dim ^ ((row & 1) * 32 + (row & 2) * 2)) >> 1);
+    return C::kStates + (C::kHoles ? word / 32 * 256 + word % 32 * 4 : word * 4);
+  }
   template <int Pass>
   __device__ __forceinline__ void write_rows(const RowState<S>& st, bool v_odd) const {
     constexpr int n = Pass / 2, c = Pass % 2;
@@ -142,7 +147,7 @@ struct SlotMerge : SlotFeed<C> {
       }
 #pragma unroll 1
     for (int pass = 0; pass < S::LaneRows; ++pass) {
-      if (pass > 0 || pair.begin > plan.begin) meet(head);  // what was there has been read
+      if (pass > 0) meet(head);  // what was there has been read
       if (pass == 0) {
         write_rows<0>(st, v_odd);
       } else {
