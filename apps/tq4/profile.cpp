@@ -23,7 +23,7 @@ namespace {
 struct Options {
   std::vector<std::int64_t> ctx, batch, block_sizes, q_lens;
   std::vector<std::string> heads, layouts;
-  int head_dim = 128, samples = 20, rest = 20, layer = -1;
+  int head_dim = 128, samples = 20, rest = 5, layer = -1;
   std::string op = "decode", dtype = "fp16", device = "cuda", dump, calibration, html;
   CLI::Option *heads_option = nullptr, *head_dim_option = nullptr;
   CodecOptions codec;

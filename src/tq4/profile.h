@@ -40,7 +40,7 @@ struct ProfileOptions {
   int samples = 20;  ///< graph launches of about 3 ms, each one sample
   /// Seconds without work ahead of each sample. Decode of long contexts draws more than the power limit allows for long; what is timed then is a burst, as
   /// between a model's other kernels. 0: sample after sample, and after some 60 ms the clock falls.
-  double rest_seconds = 0.02;
+  double rest_seconds = 0.005;
   bool baselines = true;  ///< fp16 and fp8 paged decode of the same shape (Decode only)
   bool check = true;      ///< error against the CPU reference on one sequence and kv head (Decode; Prefill: its last query)
   std::uint64_t seed = 1;
