@@ -657,9 +657,13 @@ int main(int argc, char** argv) {
     for (const RotationKind r : {kHaar, kHadamard}) planes("tq4", r, 256, DType::F16, 16384, 8, Path::Tensor, true);
     for (const char* codec : {"k8v4", "vllm:4bit_nc", "vllm:3bit_nc", "turboquant-vllm"})
       planes(codec, RotationKind::None, 128, DType::F16, 32768, 8, Path::Tensor, false);
+    for (const DType d : {DType::BF16, DType::F32}) {
+      for (const int dim : {128, 64}) planes("turboquant-vllm", RotationKind::None, dim, d, 4194304 / dim, 8, Path::Tensor, dim == 128);
+    }
     planes("fp8", kHaar, 128, DType::F16, 32768, 8, Path::Tensor, false);
     planes("tq4", RotationKind::HadamardSigned, 128, DType::F16, 32768, 8, Path::Tensor, false);
     for (const std::int64_t n : {1024, 4096, 131072}) planes("tq4", kHaar, 128, DType::F16, n, 8, Path::Tensor, false);
+    planes("tq4", kHadamard, 128, DType::F16, 131072, 8, Path::Tensor, false);
   }
   if (!forward) all_rows_back();
   std::fclose(raw);

@@ -325,21 +325,23 @@ TEST(EncodeHadamard, RowsThatAreNotFinite) {
   }
 }
 
-/// More rows than the kernel for 256 coordinates and a dense matrix takes in one batch (hopper_wide.cu), the last tile not whole.
-TEST(EncodeWide, BatchesAreThoseOfTheCpu) {
+/// So many rows of a dense matrix that blocks do not share them alike (warp_tiles()), and at 256 coordinates more than one batch (hopper_wide.cu); the
+/// last tile is not whole.
+TEST(EncodeDense, ManyRoundsAreThoseOfTheCpu) {
   TQ4_REQUIRE_DEVICE();
   Random random(31);
-  constexpr std::size_t kDim = 256;
-  for (const char* name : {"tq4", "tq3-norm"}) {
-    const DeviceCodec codec(spec_from_name(name), kDim, 1);
+  for (const auto& [name, dim] :
+       {std::pair{"tq4", 256}, std::pair{"tq3-norm", 256}, std::pair{"tq4", 128}, std::pair{"turboquant-vllm", 64}}) {
+    SCOPED_TRACE(std::string(name) + " d" + std::to_string(dim));
+    const DeviceCodec codec(spec_from_name(name), dim, 1);
     const Codec& host = codec.host(Side::K);
-    const auto rows = static_cast<std::size_t>(26 * 64 * codec.device().sm_count + 45);
-    const Values x = gaussian(rows * kDim, DType::F16, random);
+    const auto rows = static_cast<std::size_t>(26 * 64 * codec.device().sm_count + 45), elements = rows * static_cast<std::size_t>(dim);
+    const Values x = gaussian(elements, DType::F16, random);
     const Encoded e = encode_rows(codec, x.bytes, x.bytes, rows);
     const Flips flips = count_flips(host, {}, x.floats.data(), rows, {e.want.data(), e.want_scale.data(), nullptr, nullptr, nullptr},
                                     {e.codes.data(), e.scale.data(), nullptr, nullptr, nullptr});
     EXPECT_EQ(flips.wrong, 0u) << "farthest " << flips.farthest;
-    EXPECT_LE(flips.codes, 2 + rows * kDim / 100000);
+    EXPECT_LE(flips.codes, 2 + elements / 100000);
     EXPECT_LE(flips.scales, 2 + rows / 200);
   }
 }

@@ -69,7 +69,9 @@ __global__ void __launch_bounds__(kPlaneThreads<D>, 1) hadamard_planes(const __g
   const int thread = static_cast<int>(threadIdx.x), warp = thread >> 5, lane = thread & 31, g = lane >> 2, t = lane & 3;
   // The last tile is the last 8 rows whatever their number: some are coded twice, to the same bytes.
   const unsigned rows = row_count(a), last = opaque(rows - kHadamardRows), step = opaque(gridDim.x * kWarps * kHadamardRows);
-  unsigned first = (static_cast<unsigned>(warp) * gridDim.x + blockIdx.x) * kHadamardRows;
+  const unsigned order = static_cast<unsigned>(kWarps - 1 - warp), spared = rows > 4 * step ? kWarps : 0;
+  const WarpTiles own = warp_tiles(order, kWarps, spared);
+  unsigned first = own.first * kHadamardRows, stride = own.stride * kHadamardRows;
   if (lane == 0 && first < rows)
     prefetch_l2_bulk(static_cast<const std::uint16_t*>(side.x) + std::uint64_t{min(first, last)} * D, kTileBytes);
   const CodeTableParts parts = code_table_parts<kWarps>(tables, warp, lane);
@@ -100,14 +102,14 @@ __global__ void __launch_bounds__(kPlaneThreads<D>, 1) hadamard_planes(const __g
   take_fragments(fragments, kept_fragments(memory), lane);
   if constexpr (kAhead > 1) {  // not before the first tile is there: the launch's first tiles come sooner so
     copy_async_wait<0>();
-    begin_tile(first + step, 1);
+    begin_tile(first + stride, 1);
   }
 #pragma unroll 1
-  for (; first < rows; first += kStages * step) {
+  for (; first < rows; first += stride + (kStages - 1) * step, stride = step) {
     float dot[kStages] = {}, centroids[kStages] = {};
 #pragma unroll
     for (int i = 0; i < kStages; ++i) {
-      const unsigned here = first + static_cast<unsigned>(i) * step;
+      const unsigned here = i == 0 ? first : first + stride + static_cast<unsigned>(i - 1) * step;
       if (here >= rows) continue;
       unsigned w[kChunks][4];
       copy_async_wait<kAhead - 1>();
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(kPlaneThreads<D>, 1) hadamard_planes(const __g
 #pragma unroll
       for (int c = 0; c < kChunks; ++c)
         lds128((c % 2 == 0 ? even_chunks : odd_chunks) + static_cast<std::uint32_t>(i * kTileBytes + 2 * pair_chunk(0, c - c % 2)), w[c]);
-      begin_tile(here + kAhead * step, (i + kAhead) % kStages);
+      begin_tile(first + stride + static_cast<unsigned>(i + kAhead - 1) * step, (i + kAhead) % kStages);
       HadamardSums<D> y{};
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) add_chunk<D, false, kGroup>(y, c, w[c], fragments);
@@ -133,7 +135,7 @@ __global__ void __launch_bounds__(kPlaneThreads<D>, 1) hadamard_planes(const __g
     }
     // 0 and what is no number come out as such.
     const float scale = row_scale(codec, {0.0f, 0.0f, 0.0f, true}, sum_tiles(dot, t), sum_tiles(centroids, t), tables.image_scale);
-    const unsigned here = first + static_cast<unsigned>(t) * step;
+    const unsigned here = t == 0 ? first : first + stride + static_cast<unsigned>(t - 1) * step;
     if (t < kStages && here < rows) __stcs(a.sink.out.scale + (min(here, last) + mine), scale);
   }
 }

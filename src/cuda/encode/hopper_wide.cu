@@ -25,18 +25,21 @@ __device__ __forceinline__ void begin_half(std::uint32_t to, const std::uint16_t
     copy_async_16(to + static_cast<unsigned>(i), from + i / kPieceBytes * (2 * kPieceBytes) + i % kPieceBytes);
   copy_async_commit();
 }
-/// The sums of x^2 of rows g and g + 8: diagonals of their products with themselves.
-__device__ __forceinline__ void fragment_squares(float (&square)[2], const RowFragments<kDim>& x, int lane) {
-  float low[4] = {}, high[4] = {};
+/// The sums of x^2 of rows g and g + 8, to their four lanes.
+__device__ __forceinline__ void fragment_squares(float (&square)[2], const RowFragments<kDim>& x) {
 #pragma unroll
-  for (int s = 0; s < kDim / 16; ++s) {
+  for (int r = 0; r < 2; ++r) {
+    float part[4] = {};
 #pragma unroll
-    for (int k = 0; k < 4; k += 2) mma_k8(low, x[s][k], x[s][k + 1], x[s][k]), mma_k8(high, x[s][k], x[s][k + 1], x[s][k + 1]);
+    for (int s = 0; s < kDim / 16; ++s) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&x[s][2 * k + r]));
+        part[2 * k] = __fmaf_rn(v.x, v.x, part[2 * k]), part[2 * k + 1] = __fmaf_rn(v.y, v.y, part[2 * k + 1]);
+      }
+    }
+    square[r] = sum_lanes<4>((part[0] + part[1]) + (part[2] + part[3]));
   }
-  const bool odd = (lane & 4) != 0;
-  const int from = (lane & 28) + (lane >> 3);  // lane t = g / 2 of row g
-  square[0] = __shfl_sync(~0u, odd ? low[1] : low[0], from);
-  square[1] = __shfl_sync(~0u, odd ? high[3] : high[2], from);
 }
 
 __global__ void __launch_bounds__(kThreads, 1) wide_rows(const __grid_constant__ WideRowsArgs a) {
@@ -59,6 +62,7 @@ __global__ void __launch_bounds__(kThreads, 1) wide_rows(const __grid_constant__
   const bool odd = (t & 1) != 0;
   int half = 0;
   for (unsigned batch = blockIdx.x; batch < tiles; batch += kBatch * gridDim.x) {
+    const unsigned mine = min((tiles - batch + gridDim.x - 1) / gridDim.x, static_cast<unsigned>(kBatch));
     for (int pass = 0; pass < 2; ++pass) {
       if (pass == 1) {  // the next batch begins with this half
         half ^= 1;
@@ -67,38 +71,46 @@ __global__ void __launch_bounds__(kThreads, 1) wide_rows(const __grid_constant__
       }
       finish_image();
       const std::uint64_t operand = wgmma_rows(image);
-      for (int i = group; i < kBatch; i += kGroups) {
-        const unsigned tile = batch + static_cast<unsigned>(i) * gridDim.x;
-        if (tile >= tiles) break;
-        const unsigned row = tile * kRows + static_cast<unsigned>(16 * warp + g);
-        const int slot = i * kRows + 16 * warp + g;
+      for (unsigned round = 0; round < mine; round += kGroups) {
+        const unsigned i = round + static_cast<unsigned>(group), tile = batch + i * gridDim.x;
+        const bool some = i < mine;
+        const unsigned row = tile * kRows + static_cast<unsigned>(16 * warp + g), slot = i * kRows + static_cast<unsigned>(16 * warp + g);
         RowFragments<kDim> f;
+        float square[2] = {};
+        if (some) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const auto* from = x + std::uint64_t{min(row + 8u * static_cast<unsigned>(r), rows - 1)} * kDim;
+          for (int r = 0; r < 2; ++r) {
+            const auto* from = x + std::uint64_t{min(row + 8u * static_cast<unsigned>(r), rows - 1)} * kDim;
 #pragma unroll
-          for (int c = 0; c < kDim / 32; ++c) {
-            const uint4 v = __ldcg(reinterpret_cast<const uint4*>(from + 32 * c));
-            f[2 * c][r] = v.x, f[2 * c][2 + r] = v.y, f[2 * c + 1][r] = v.z, f[2 * c + 1][2 + r] = v.w;
+            for (int c = 0; c < kDim / 32; ++c) {
+              const uint4 v = __ldcg(reinterpret_cast<const uint4*>(from + 32 * c));
+              f[2 * c][r] = v.x, f[2 * c][2 + r] = v.y, f[2 * c + 1][r] = v.z, f[2 * c + 1][2 + r] = v.w;
+            }
+          }
+          if (pass == 0) {
+            fragment_squares(square, f);
+            if (t < 2) squares[slot + 8 * static_cast<unsigned>(t)] = odd ? square[1] : square[0];
+          } else {
+            square[0] = squares[slot], square[1] = squares[slot + 8];
           }
         }
-        float square[2];
-        if (pass == 0) {
-          fragment_squares(square, f, lane);
-          if (t < 2) squares[slot + 8 * t] = odd ? square[1] : square[0];
-        } else {
-          square[0] = squares[slot], square[1] = squares[slot + 8];
-        }
+        // Warpgroups take turns at the tensor cores: while one multiplies, the others code and load.
+        if (group != 0 || batch != blockIdx.x || pass != 0 || round != 0) named_barrier_sync(1 + group, 256);
         float y[kHalf / 2];
-        wgmma_begin();
+        if (some) {
+          wgmma_begin();
 #pragma unroll
-        for (int s = 0; s < 2 * kDim / 16; ++s)
-          wgmma_registers_rows(y, f[s % (kDim / 16)], wgmma_further(operand, static_cast<std::uint32_t>(s / 4 * kPieceBytes + s % 4 * 32)),
-                               s != 0);
-        wgmma_commit();
-        wgmma_wait<0>();
-        settle(y);
-        if (tile + kGroups * gridDim.x < tiles) {  // what comes next is near when these rows are coded
+          for (int s = 0; s < 2 * kDim / 16; ++s)
+            wgmma_registers_rows(y, f[s % (kDim / 16)],  // the smaller part first: sums are cut off less
+                                 wgmma_further(operand, static_cast<std::uint32_t>((s / 4 ^ 4) * kPieceBytes + s % 4 * 32)), s != 0);
+          wgmma_commit();
+          wgmma_wait<0>();
+          settle(y);
+        }
+        const bool last = batch + kBatch * gridDim.x >= tiles && pass == 1 && round + kGroups >= mine;
+        if (!(last && group == kGroups - 1)) named_barrier_arrive(1 + (group + 1) % kGroups, 256);
+        if (!some) continue;
+        if (i + kGroups < mine) {  // what comes next is near when these rows are coded
 #pragma unroll
           for (int r = 0; r < 2; ++r)
             prefetch_l2(static_cast<const std::uint16_t*>(a.x) +
@@ -116,10 +128,10 @@ __global__ void __launch_bounds__(kThreads, 1) wide_rows(const __grid_constant__
             put_aligned(a.out.codes + std::uint64_t{at} * static_cast<unsigned>(a.codec.code_bytes) + (8 * t + 4 * half) * a.codec.bits,
                         codes.low, codes.high, a.codec.bits);
         }
-        float dot = sum_two(work[0].dot, work[1].dot, odd), centroids = sum_two(work[0].centroids, work[1].centroids, odd);
+        const float dot = sum_two(work[0].dot, work[1].dot, odd), centroids = sum_two(work[0].centroids, work[1].centroids, odd);
         if (t < 2) {
           const unsigned at = row + 8u * static_cast<unsigned>(t);
-          float2& first = sums[slot + 8 * t];
+          float2& first = sums[slot + 8 * static_cast<unsigned>(t)];
           if (pass == 0) {
             first = make_float2(dot, centroids);
           } else {

@@ -60,6 +60,18 @@ template <class Sink>
 __device__ __forceinline__ unsigned row_count(const RotateArgs<Sink>& a) {
   return static_cast<unsigned>(a.by_head ? a.n : a.n * a.heads);
 }
+/// Tiles of a warp or warpgroup, the order-th of `many` of a block: first, first + stride, then one a round of gridDim.x * many. In a chain of launches that
+/// begin early the last block takes the multiprocessor that was free last, and fills its tables when the others have theirs: it takes no tile in the first
+/// round if `spared` is `many` (0: all blocks alike).
+struct WarpTiles {
+  unsigned first, stride;
+};
+__device__ __forceinline__ WarpTiles warp_tiles(unsigned order, unsigned many, unsigned spared) {
+  const unsigned round = gridDim.x * many, place = order * gridDim.x + blockIdx.x;
+  if (spared == 0) return {place, round};
+  if (blockIdx.x + 1 == gridDim.x) return {place + round - spared, round};
+  return {place - order, round - spared + order};
+}
 /// An image of t, or that of the block's head.
 __device__ __forceinline__ const std::uint16_t* image_of(const SideTables& t, const std::uint16_t* image, int dim) {
   return image + (t.per_head ? static_cast<std::int64_t>(blockIdx.y) * t.image_parts * dim * dim : 0);

@@ -34,15 +34,20 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
   const std::uint32_t image = image_address(memory),
                       mine = image + Parts * image_part_bytes(D) + static_cast<std::uint32_t>(group * kTileBytes);
   const CodeTableParts parts = code_table_parts<kRowTileThreads / 32>(tables, thread >> 5, lane);
+  const unsigned rows = row_count(a), tiles = (rows + kTileRows - 1) / kTileRows, step = gridDim.x * kGroups;
+  const bool together = Sink::kSides == 1 && (kPlain || (a.heads == 1 && !a.by_head && side.token_stride == D));  // rows lie so
+  const WarpTiles own = warp_tiles(static_cast<unsigned>(group), kGroups, together && tiles > 4 * step ? kGroups : 0);
+  unsigned tile = own.first, stride = own.stride;
+  if (together && lane == 0 && (tile + 1) * kTileRows <= rows)
+    prefetch_l2_bulk(
+        static_cast<const std::uint16_t*>(side.x) + (std::uint64_t{tile} * kTileRows + static_cast<unsigned>(member / 32 * 16)) * D,
+        16 * kRowBytes);
   const std::uint16_t* from = image_of(tables, tables.forward_image_in_order, D);
   if constexpr (Bf16) from += static_cast<std::int64_t>(tables.per_head ? gridDim.y : 1) * 2 * D * D;  // behind those of fp16
   copy_image_begin<D>(image, from, side.parts, Parts, thread, kRowTileThreads);
   wait_for_previous_kernels();
   launch_dependents();  // not earlier: see DecodeParams::fresh_tokens
 
-  const unsigned rows = row_count(a), tiles = (rows + kTileRows - 1) / kTileRows, step = gridDim.x * kGroups;
-  unsigned tile = static_cast<unsigned>(group) * gridDim.x + blockIdx.x;
-  const bool together = Sink::kSides == 1 && (kPlain || (a.heads == 1 && !a.by_head && side.token_stride == D));  // rows lie so
   const auto fetch = [&](unsigned which) {
     const int chunk = member % kChunks, top = member / kChunks;
     const std::uint32_t to = mine + static_cast<std::uint32_t>(image_byte(kTileRows, top, 8 * chunk));
@@ -67,7 +72,7 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
   const CodeTable table = code_table<kRowTileThreads / 32>(
       reinterpret_cast<unsigned char*>(memory) + image_shared_bytes(D, Parts) + kGroups * kTileBytes, parts, thread >> 5, lane);
   finish_image();
-  for (; tile < tiles; tile += step) {
+  for (; tile < tiles; tile += stride, stride = step) {
     copy_async_wait<0>();
     fence_bulk_copies();
     named_barrier_sync(1 + group, 128);
@@ -83,7 +88,7 @@ __global__ void __launch_bounds__(kRowTileThreads, 1) rotate_row_tiles(const __g
     if constexpr (kPeerNorm<Sink> && !kHeldRows) norms_of_tile<D, Bf16>(norm, mine, member / 32 * 16, g, t);
     products_wait();
     named_barrier_sync(1 + group, 128);
-    if (tile + step < tiles) fetch(tile + step);  // what comes next arrives while this tile is coded
+    if (tile + stride < tiles) fetch(tile + stride);  // what comes next arrives while this tile is coded
     RowPlace place[2];
     typename Sink::Slot slot[2];
 #pragma unroll
