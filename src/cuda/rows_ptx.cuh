@@ -8,12 +8,6 @@
 
 namespace tq4::gpu {
 
-/// c += a (16x8 fp16, row) * b (8x8 fp16, column), fp32 sums.
-__device__ __forceinline__ void mma_k8(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t b0) {
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a0), "r"(a1), "r"(b0));
-}
 /// p, which the compiler must keep in registers and cannot compute again.
 template <class T>
 __device__ __forceinline__ T* opaque_pointer(T* p) {

@@ -5,10 +5,6 @@
 
 namespace tq4::gpu {
 
-inline void mma_k8(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t b0) {
-  emulated::MmaOperand o{c, {a0, a1, 0, 0}, {b0, 0}};
-  emulator::meet("mma.m16n8k8", ~0u, &o, emulated::mma_work<emulated::half_value>);
-}
 template <class T>
 T* opaque_pointer(T* p) {
   return p;
