@@ -77,23 +77,34 @@ struct SlotFeed {
 
   static constexpr std::uint32_t kNothing = ~0u;  // of a unit without tokens
   __device__ __forceinline__ std::uint32_t feed(int group) const { return C::kFeeds + group * 288; }
-  /// Lists where the units of turns from .. from + 31 lie: page and 16 tokens within, by lane.
+  /// Lists where the units of turns from .. from + 32 N - 1 lie: page and 16 tokens within, by lane.
+  template <int N>
   __device__ __forceinline__ void enlist(const Plan& plan, int group, int from) const {
-    const int unit = plan.begin + group + (from + lane) * p.groups;
     Pair pair;
     lds128_ordered<0>(feed(group), pair.seq, pair.begin, pair.seq_len, pair.units);
     pair.head = 0;
     pair.empty = (int)lds32(feed(group) + 16);
-    std::uint32_t place = kNothing;
-    if (unit < plan.end) {
-      while (unit >= pair.end()) pair.next(p);
-      const Tokens tokens = pair.tokens(p);
-      const int tile = tokens.first_tile() + unit - pair.begin, T = p.tiles_per_page_log2;
-      if (unit - pair.begin < tokens.tiles())
-        place = (std::uint32_t)__ldg(p.block_table + pair.seq * p.block_table_stride + (tile >> T)) << T | (tile & ((1 << T) - 1));
+    const int T = p.tiles_per_page_log2;
+    std::uint32_t page[N] = {};
+    int within[N], unit = 0;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      unit = plan.begin + group + (from + 32 * n + lane) * p.groups;
+      within[n] = -1;
+      if (unit < plan.end) {
+        while (unit >= pair.end()) pair.next(p);
+        const Tokens tokens = pair.tokens(p);
+        const int tile = tokens.first_tile() + unit - pair.begin;
+        if (unit - pair.begin < tokens.tiles()) {
+          within[n] = tile & ((1 << T) - 1);
+          page[n] = (std::uint32_t)__ldg(p.block_table + pair.seq * p.block_table_stride + (tile >> T));  // used when all are asked for
+        }
+      }
     }
     __syncwarp();
-    sts32(feed(group) + 32 + (from + lane) % 64 * 4, place);
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      sts32(feed(group) + 32 + (from + 32 * n + lane) % 64 * 4, within[n] < 0 ? kNothing : page[n] << T | (std::uint32_t)within[n]);
     if (lane == 31 && unit < plan.end) sts128_words<0>(feed(group), pair.seq, pair.begin, pair.seq_len, pair.units);
     __syncwarp();
   }
@@ -132,8 +143,7 @@ struct SlotFeed {
       sts32(feed(group) + 16, (std::uint32_t)pair.empty);
     }
     __syncwarp();
-    enlist(plan, group, 0);
-    enlist(plan, group, 32);
+    enlist<2>(plan, group, 0);
   }
   /// Before this group works on the unit of `turn`, in `stage`: the stage of the turn before is free as soon as all its warps have read it.
   __device__ __forceinline__ void go_on_feeding(const Plan& plan, int group, int turn, std::uint32_t stage, std::uint32_t parity) const {
@@ -142,7 +152,7 @@ struct SlotFeed {
     const std::uint32_t before = lds32(stage + kPrevious), free = before & ~1u;
     mbarrier_wait(free + kEmpty, (parity ^ before) & 1);
     ask(plan, group, asked, free);
-    if (asked % 32 == 31) enlist(plan, group, asked + 33);
+    if (asked % 32 == 31) enlist<1>(plan, group, asked + 33);
   }
 };
 
