@@ -94,7 +94,7 @@ void run(Options& options) {
 
 }  // namespace
 
-Action add_calibrate(CLI::App& app) {
+Action add_calibrate(VerbOptions& app) {
   auto options = std::make_shared<Options>();
   describe(
       app, "Learn tables for a model that halve a codec's error at the same bytes",
@@ -102,29 +102,29 @@ Action add_calibrate(CLI::App& app) {
         "from two sequences of one model; then compress --calibration model.tq4cal"},
        {"tq4 calibrate dump.h5 --codec k3v3-2d --rope", "centre keys before RoPE: better still, at a small cost in the decode kernel"}});
   app.add_option("DUMPS", options->inputs, "K, V and Q of a model (HDF5, safetensors, npy or npz), each a sequence from position 0")
-      ->required()
-      ->type_name("DUMP");
+      .required()
+      .type_name("DUMP");
   app.add_option("-o,--output", options->output, "Calibration to write (default: the first dump's name with .tq4cal)")
-      ->type_name("FILE")
-      ->group("Output");
+      .type_name("FILE")
+      .group("Output");
   add_codec_options(app, options->codec);
   const auto method = [](const std::string& text) { return calibration_method_from_name(text); };
   add_parsed(app, "--method", options->calibrate.method, method, "NAME", "feedback",
              "centre (mean of each head), transform (and a matrix from key covariance and query moment), feedback (and predictive coding: "
              "later codes make "
              "good what earlier ones got wrong; encoding costs about ten times as much, decoding nothing)")
-      ->group("Calibration");
+      .group("Calibration");
   const auto side_method = [](const std::string& text) { return std::optional(calibration_method_from_name(text)); };
   add_parsed(app, "--k-method", options->calibrate.method_k, side_method, "NAME", "", "Method of K alone; also none (default: --method)")
-      ->group("Calibration");
+      .group("Calibration");
   add_parsed(app, "--v-method", options->calibrate.method_v, side_method, "NAME", "", "Method of V alone; also none (default: --method)")
-      ->group("Calibration");
+      .group("Calibration");
   app.add_flag(
-         "--no-centre", [options](std::int64_t) { options->calibrate.centre = false; },
+         "--no-centre", [options] { options->calibrate.centre = false; },
          "Subtract no means: transforms are made from second moments about zero")
-      ->group("Calibration");
+      .group("Calibration");
   app.add_flag("--rope", options->calibrate.rope, "Centre keys before RoPE: decoding has to add q . R_p mu to every logit")
-      ->group("Calibration");
+      .group("Calibration");
   const auto number = [](const std::string& text) {
     try {
       std::size_t used = 0;
@@ -136,19 +136,19 @@ Action add_calibrate(CLI::App& app) {
   };
   add_parsed(app, "--shrink", options->calibrate.shrink, number, "X", "0.002",
              "Share of the mean eigenvalue added to covariances (and head_dim / 2 tokens)")
-      ->group("Calibration");
+      .group("Calibration");
   add_parsed(app, "--attention-weight", options->calibrate.attention_weight, number, "X", "0.5",
              "Share of the statistics weighted by attention, 0 to 1")
-      ->group("Calibration");
+      .group("Calibration");
   add_parsed(app, "--output-share", options->calibrate.output_share, number, "X", "0",
              "Share of the values' weight that counts all directions of the attention output equally instead of by o_gram, 0 to 1")
-      ->group("Calibration");
+      .group("Calibration");
   const auto fit = [](const std::string& text) { return pair_fit_from_name(text); };
   add_parsed(
       app, "--pairs", options->calibrate.pair_fit, fit, "NAME", "gaussian",
       "Points of a -2d codebook: gaussian (the same for all), layer (fitted to what each layer's encoder quantizes), attention (and keys "
       "weighted by the attention that they get)")
-      ->group("Calibration");
+      .group("Calibration");
   add_threads_option(app, options->exec);
   add_output_options(app, options->output_options, true);
   return [options] { run(*options); };

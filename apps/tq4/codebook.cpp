@@ -70,20 +70,20 @@ void run(const Options& options) {
 
 }  // namespace
 
-Action add_codebook(CLI::App& app) {
+Action add_codebook(VerbOptions& app) {
   auto options = std::make_shared<Options>();
   describe(app, "Print centroids, boundaries, error and entropy of a codebook, next to the paper's bounds",
            {{"tq4 codebook --bits 4 --dim 128", "the 16 centroids that head_dim 128 uses"},
             {"tq4 codebook --bits 1,2,3,4 --kind gaussian --json -", "four codebooks of N(0, 1/d) as JSON"}});
-  add_parsed(app, "--bits", options->bits, parse_bits, "BITS", "4", "Bits an index, 1 to 8; several: 1,2,3,4")->group("Codebook");
-  add_parsed(app, "--dim,--head-dim", options->dim, parse_count, "D", "128", "Dimension of the unit vectors")->group("Codebook");
+  add_parsed(app, "--bits", options->bits, parse_bits, "BITS", "4", "Bits an index, 1 to 8; several: 1,2,3,4").group("Codebook");
+  add_parsed(app, "--dim,--head-dim", options->dim, parse_count, "D", "128", "Dimension of the unit vectors").group("Codebook");
   const auto parse = [options](const std::string& text) {
     options->kind_name = text;
     return parse_kind(text);
   };
   add_parsed(app, "--kind", options->kind, parse, "KIND", "sphere",
              "sphere (exact density of a coordinate), gaussian (N(0, 1/d)), turboquant-vllm or vllm (the peers' variants)")
-      ->group("Codebook");
+      .group("Codebook");
   add_output_options(app, options->output, true);
   return [options] { run(*options); };
 }

@@ -28,11 +28,11 @@ bool rotates(const SideSpec& side) { return side.kind == CodeKind::Mse || side.k
 
 }  // namespace
 
-void add_output_options(CLI::App& app, OutputOptions& options, bool with_csv) {
-  app.add_option("--json", options.json, "Write the result as JSON; - = stdout")->type_name("PATH")->group("Output");
-  if (with_csv) app.add_option("--csv", options.csv, "Write the table as CSV; - = stdout")->type_name("PATH")->group("Output");
-  app.add_flag("--force", options.force, "Replace files that exist (default: refuse)")->group("Output");
-  app.add_flag("-q,--quiet", options.quiet, "No progress and no notes on stderr")->group("Output");
+void add_output_options(VerbOptions& app, OutputOptions& options, bool with_csv) {
+  app.add_option("--json", options.json, "Write the result as JSON; - = stdout").type_name("PATH").group("Output");
+  if (with_csv) app.add_option("--csv", options.csv, "Write the table as CSV; - = stdout").type_name("PATH").group("Output");
+  app.add_flag("--force", options.force, "Replace files that exist (default: refuse)").group("Output");
+  app.add_flag("-q,--quiet", options.quiet, "No progress and no notes on stderr").group("Output");
 }
 
 int ExecOptions::thread_count() const {
@@ -42,17 +42,17 @@ int ExecOptions::thread_count() const {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-void add_threads_option(CLI::App& app, ExecOptions& options) {
+void add_threads_option(VerbOptions& app, ExecOptions& options) {
   const auto parse = [](std::string_view text) {
     const int threads = parse_count(text);
     if (threads > 1024) throw Error(ErrorCode::Usage, fmt::format("{} threads; at most 1024", threads));
     return threads;
   };
   add_parsed(app, "--threads", options.threads, parse, "N", "0", "CPU threads; 0 = all cores. The bytes written do not depend on it")
-      ->group("Execution");
+      .group("Execution");
 }
 
-void add_device_option(CLI::App& app, ExecOptions& options, const std::string& description) {
+void add_device_option(VerbOptions& app, ExecOptions& options, const std::string& description) {
   const auto parse = [](const std::string& text) {
     const bool numbered = text.size() > 5 && text.compare(0, 5, "cuda:") == 0;
     if (numbered) parse_count(std::string_view(text).substr(5));
@@ -60,7 +60,7 @@ void add_device_option(CLI::App& app, ExecOptions& options, const std::string& d
       throw Error(ErrorCode::Usage, fmt::format("'{}' is not one of auto, cpu, cuda, cuda:N", text));
     return text;
   };
-  add_parsed(app, "--device", options.device, parse, "DEVICE", "auto", description)->group("Execution");
+  add_parsed(app, "--device", options.device, parse, "DEVICE", "auto", description).group("Execution");
 }
 
 Device resolve_device(const std::string& text, bool prefer_cuda, bool cpu_serves) {
@@ -84,20 +84,20 @@ Device resolve_device(const std::string& text, bool prefer_cuda, bool cpu_serves
 bool Selection::has_layer(int layer) const { return !layers || std::binary_search(layers->begin(), layers->end(), layer); }
 bool Selection::has_head(int head) const { return !heads || std::binary_search(heads->begin(), heads->end(), head); }
 
-void add_selection_options(CLI::App& app, Selection& selection, bool with_heads) {
+void add_selection_options(VerbOptions& app, Selection& selection, bool with_heads) {
   add_parsed(app, "--layers", selection.layers, parse_indices, "LIST", "", "Layers by number, e.g. 0..3,30 (default: all)")
-      ->group("Selection");
+      .group("Selection");
   if (with_heads)
-    add_parsed(app, "--heads", selection.heads, parse_indices, "LIST", "", "Key/value heads by number (default: all)")->group("Selection");
+    add_parsed(app, "--heads", selection.heads, parse_indices, "LIST", "", "Key/value heads by number (default: all)").group("Selection");
   app.add_option("--dataset", selection.dump.dataset_glob, "Only layers whose dataset path matches, e.g. '/model/layer_*'")
-      ->type_name("GLOB")
-      ->group("Selection");
+      .type_name("GLOB")
+      .group("Selection");
   const auto parse_axes = [](const std::string& text) {
     return one_of<std::string>(text, {{"hsd", "hsd"}, {"shd", "shd"}, {"bhsd", "bhsd"}, {"bshd", "bshd"}});
   };
   add_parsed(app, "--axes", selection.dump.axes, parse_axes, "AXES", "",
              "Order of the axes in the file (b batch, h heads, s tokens, d head_dim): hsd, shd, bhsd, bshd (default: from the shapes)")
-      ->group("Selection");
+      .group("Selection");
 }
 
 void check_selection(const Selection& selection, const DumpInfo& info) {
@@ -131,28 +131,28 @@ ScaleRule parse_scale(std::string_view text) {
   return one_of<ScaleRule>(text, {{"ls", ScaleRule::LeastSquares}, {"norm", ScaleRule::Norm}, {"unbiased", ScaleRule::Unbiased}});
 }
 
-void add_codec_options(CLI::App& app, CodecOptions& options) {
+void add_codec_options(VerbOptions& app, CodecOptions& options) {
   const auto parse_one = [](std::string_view text) {
     const std::vector<std::string> bits = parse_bits(text);
     if (bits.size() != 1) throw Error(ErrorCode::Usage, "takes one number; several combinations: --codec k4v3,k4v2");
     return bits.front();
   };
   add_parsed(app, "--bits", options.bits, parse_bits, "BITS", "", "Bits a value of K and V: 1..8, 2.5, 3.5; several: 3/4 (default: 4)")
-      ->group("Codec");
-  add_parsed(app, "--k-bits", options.k_bits, parse_one, "BITS", "", "Bits of K alone (8: FP8 keys)")->group("Codec");
-  add_parsed(app, "--v-bits", options.v_bits, parse_one, "BITS", "", "Bits of V alone")->group("Codec");
+      .group("Codec");
+  add_parsed(app, "--k-bits", options.k_bits, parse_one, "BITS", "", "Bits of K alone (8: FP8 keys)").group("Codec");
+  add_parsed(app, "--v-bits", options.v_bits, parse_one, "BITS", "", "Bits of V alone").group("Codec");
   add_parsed(app, "--codec", options.codecs, parse_names, "NAME", "",
              "Codec by name: tq3, k4v3, k8v4, fp8, tq4-prod, k4v3-2d, tq4-norm, turboquant-vllm, vllm:4bit_nc, ...")
-      ->group("Codec");
+      .group("Codec");
   add_parsed(app, "--rotation", options.rotation, parse_rotation, "KIND", "",
              "haar, hadamard, hadamard-signed, haar-torch (turboquant-vllm's) or none (default: the codec's, haar)")
-      ->group("Codec");
-  add_parsed(app, "--seed", options.seed, parse_seed, "N", "", "Seed of the rotation, stored in the file (default: 42)")->group("Codec");
+      .group("Codec");
+  add_parsed(app, "--seed", options.seed, parse_seed, "N", "", "Seed of the rotation, stored in the file (default: 42)").group("Codec");
   add_parsed(app, "--scale", options.scale, parse_scale, "RULE", "",
              "Stored scale: ls (least squares), norm (the paper's), unbiased (default: ls)")
-      ->group("Codec");
-  add_parsed(app, "--sinks", options.sinks, parse_count, "TOKENS", "", "First tokens kept in fp16 (default: 0)")->group("Codec");
-  add_parsed(app, "--window", options.window, parse_count, "TOKENS", "", "Last tokens kept in fp16 (default: 0)")->group("Codec");
+      .group("Codec");
+  add_parsed(app, "--sinks", options.sinks, parse_count, "TOKENS", "", "First tokens kept in fp16 (default: 0)").group("Codec");
+  add_parsed(app, "--window", options.window, parse_count, "TOKENS", "", "Last tokens kept in fp16 (default: 0)").group("Codec");
 }
 
 CodecSpec apply_overrides(CodecSpec spec, const CodecOptions& options) {

@@ -21,7 +21,7 @@ struct OutputOptions {
   bool force = false;  ///< replace files that exist
 };
 /// --json, --csv (when `with_csv`), -q/--quiet, and --force, which covers every file a verb writes.
-void add_output_options(CLI::App& app, OutputOptions& options, bool with_csv = false);
+void add_output_options(VerbOptions& app, OutputOptions& options, bool with_csv = false);
 
 // ---- execution ------------------------------------------------------------------------------------------------------------------------
 
@@ -36,9 +36,9 @@ struct ExecOptions {
   int thread_count() const;     ///< threads, or the number of cores this process may use
 };
 /// --threads.
-void add_threads_option(CLI::App& app, ExecOptions& options);
+void add_threads_option(VerbOptions& app, ExecOptions& options);
 /// --device; the description says what is computed there.
-void add_device_option(CLI::App& app, ExecOptions& options, const std::string& description);
+void add_device_option(VerbOptions& app, ExecOptions& options, const std::string& description);
 /// What the text names. "cuda" without a usable GPU throws NoDevice (exit 5) saying whether the build or the machine lacks it.
 /// "auto": cuda where there is one if `prefer_cuda`, else cpu. `cpu_serves`: --device cpu is a way out, and is named in the error.
 Device resolve_device(const std::string& text, bool prefer_cuda, bool cpu_serves = true);
@@ -53,7 +53,7 @@ struct Selection {
   bool has_head(int head) const;
 };
 /// --layers, --dataset, --axes; --heads when `with_heads`.
-void add_selection_options(CLI::App& app, Selection& selection, bool with_heads);
+void add_selection_options(VerbOptions& app, Selection& selection, bool with_heads);
 /// Throws Usage naming the layers the dump has when one that was asked for is not there, or when none is left.
 void check_selection(const Selection& selection, const DumpInfo& info);
 
@@ -73,7 +73,7 @@ struct NamedSpec {
   CodecSpec spec;
 };
 /// --bits, --k-bits, --v-bits, --codec, --rotation, --seed, --scale, --sinks, --window.
-void add_codec_options(CLI::App& app, CodecOptions& options);
+void add_codec_options(VerbOptions& app, CodecOptions& options);
 /// Applies --rotation, --seed, --scale, --sinks and --window to a spec (sides that do not rotate keep their rotation).
 CodecSpec apply_overrides(CodecSpec spec, const CodecOptions& options);
 /// The codecs asked for, in order; `fallback` when none was. Throws Usage on contradictions (--bits with --k-bits, ...).

@@ -153,16 +153,16 @@ double parse_error_bound(std::string_view text) {
 
 }  // namespace
 
-Action add_compare(CLI::App& app) {
+Action add_compare(VerbOptions& app) {
   auto options = std::make_shared<Options>();
   describe(app, "Compare the keys and values of two files (dumps or containers) layer by layer",
            {{"tq4 compare dump.h5 back.h5", "what compression lost"},
             {"tq4 compare dump.h5 dump.tq4 --max-error 0.02", "the same without writing back.h5; exit 4 when K or V lost more than 2%"}});
-  app.add_option("ORIGINAL", options->original, "Dump or container")->required();
-  app.add_option("OTHER", options->other, "Dump or container")->required();
+  app.add_option("ORIGINAL", options->original, "Dump or container").required();
+  app.add_option("OTHER", options->other, "Dump or container").required();
   add_parsed(app, "--max-error", options->max_error, parse_error_bound, "ERROR", "",
              "Exit 4 when the relative squared error of K or of V is above")
-      ->group("Checks");
+      .group("Checks");
   add_selection_options(app, options->selection, true);
   add_output_options(app, options->output, true);
   return [options] { run(*options); };

@@ -5,7 +5,7 @@
 
 namespace tq4::cli {
 
-Action add_completions(CLI::App& app) {
+Action add_completions(VerbOptions& app) {
   struct Options {
     std::string kind, output = "-";
     bool force = false;
@@ -14,10 +14,10 @@ Action add_completions(CLI::App& app) {
   describe(app, "Write shell completions or the man page",
            {{"tq4 completions bash > ~/.local/share/bash-completion/completions/tq4", "completion for one user"},
             {"tq4 completions man -o tq4.1", "the man page; read it with man ./tq4.1"}});
-  app.add_option("KIND", options->kind, "bash, zsh, fish or man")->required();
-  app.add_option("-o,--output", options->output, "Where to write")->type_name("PATH")->default_str("-")->group("Output");
-  app.add_flag("--force", options->force, "Replace the file if it exists")->group("Output");
-  const CLI::App* root = app.get_parent();
+  app.add_option("KIND", options->kind, "bash, zsh, fish or man").required();
+  app.add_option("-o,--output", options->output, "Where to write").type_name("PATH").default_str("-").group("Output");
+  app.add_flag("--force", options->force, "Replace the file if it exists").group("Output");
+  const CLI::App* root = app.app().get_parent();
   return [options, root] {
     std::string text;
     if (options->kind == "bash") text = bash_completion(*root);

@@ -238,29 +238,29 @@ void run(const Options& options) {
 
 }  // namespace
 
-Action add_compress(CLI::App& app) {
+Action add_compress(VerbOptions& app) {
   auto options = std::make_shared<Options>();
   describe(app, "Compress the keys and values of a dump into a .tq4 container",
            {{"tq4 compress dump.h5 --bits 3/4", "dump.tq3.tq4 and dump.tq4.tq4, and what each cost"},
             {"tq4 compress dump.h5 --k-bits 4 --v-bits 3 --sinks 4 --window 64 -o small.tq4",
              "4-bit keys, 3-bit values, the first 4 and last 64 tokens in fp16"}});
-  app.add_option("DUMP", options->input, "Dump: HDF5, safetensors, npy or npz (FORMAT.md)")->required();
+  app.add_option("DUMP", options->input, "Dump: HDF5, safetensors, npy or npz (FORMAT.md)").required();
   app.add_option("-o,--output", options->output, "Container to write; - = stdout (default: DUMP with .tq4 for its suffix)")
-      ->type_name("PATH")
-      ->group("Output");
+      .type_name("PATH")
+      .group("Output");
   add_codec_options(app, options->codec);
   app.add_option("--calibration", options->calibration, "Use a .tq4cal file made by tq4 calibrate; its codec is the default")
-      ->type_name("PATH")
-      ->group("Codec");
+      .type_name("PATH")
+      .group("Codec");
   add_parsed(app, "--skip-layers", options->skip_layers, parse_indices, "LIST", "", "Layers kept in fp16, e.g. 0..1,30 (default: none)")
-      ->group("Codec");
+      .group("Codec");
   const auto parse_nonfinite = [](const std::string& text) {
     if (text != "refuse" && text != "zero") throw Error(ErrorCode::Usage, fmt::format("'{}' is not one of refuse, zero", text));
     return text;
   };
   add_parsed(app, "--nonfinite", options->nonfinite, parse_nonfinite, "POLICY", "refuse",
              "NaN and infinity: refuse (with their position) or zero")
-      ->group("Codec");
+      .group("Codec");
   const auto parse_measure = [](const std::string& text) {
     if (text != "auto" && text != "all" && text != "none")
       throw Error(ErrorCode::Usage, fmt::format("'{}' is not one of auto, all, none", text));
@@ -269,7 +269,7 @@ Action add_compress(CLI::App& app) {
   add_parsed(
       app, "--measure", options->measure, parse_measure, "SHARE", "auto",
       "Vectors decoded again to measure the error: all, none, or auto (all of a dump up to 262144 vectors, about as many of a larger one)")
-      ->group("Output");
+      .group("Output");
   add_selection_options(app, options->selection, false);
   add_threads_option(app, options->exec);
   add_device_option(app, options->exec, "Where to encode: auto (= cpu here), cpu, cuda or cuda:N");

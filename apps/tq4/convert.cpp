@@ -173,37 +173,37 @@ void run(const Options& options) {
 
 }  // namespace
 
-Action add_convert(CLI::App& app) {
+Action add_convert(VerbOptions& app) {
   auto options = std::make_shared<Options>();
   describe(app, "Convert a container to page caches of an inference engine, or back, without decoding",
            {{"tq4 convert dump.tq4 --layout native -o pages.h5", "pages as tq4's decode kernel reads them"},
             {"tq4 convert pages.h5 -o back.tq4", "a container again, byte for byte the same codes"}});
-  app.add_option("INPUT", options->input, "Container (.tq4; - = stdin) or page caches (HDF5)")->required();
-  app.add_option("-o,--output", options->output, "Page caches (with --layout) or container to write")->type_name("PATH")->group("Output");
+  app.add_option("INPUT", options->input, "Container (.tq4; - = stdin) or page caches (HDF5)").required();
+  app.add_option("-o,--output", options->output, "Page caches (with --layout) or container to write").type_name("PATH").group("Output");
   add_parsed(app, "--layout", options->layout, parse_layout, "LAYOUT", "",
              "Write pages: native, turboquant-vllm or vllm (default: a container)")
-      ->group("Pages");
+      .group("Pages");
   app.add_flag("--padded", options->padded, "turboquant-vllm: rows padded to a power of two a head, as its vLLM plugin does")
-      ->group("Pages");
-  app.add_flag("--heads-outer", options->heads_outer, "vllm: [pages, heads, tokens, slot], as newer versions do")->group("Pages");
-  add_parsed(app, "--block-size", options->block_size, parse_count, "TOKENS", "16", "Tokens a page")->group("Pages");
+      .group("Pages");
+  app.add_flag("--heads-outer", options->heads_outer, "vllm: [pages, heads, tokens, slot], as newer versions do").group("Pages");
+  add_parsed(app, "--block-size", options->block_size, parse_count, "TOKENS", "16", "Tokens a page").group("Pages");
   add_parsed(app, "--block-table", options->block_table, parse_table, "LIST", "",
              "Page of each block of the sequence, e.g. 4,0,2 (default: 0,1,2,...)")
-      ->group("Pages");
+      .group("Pages");
   add_parsed(app, "--num-blocks", options->num_blocks, parse_size, "N", "", "Pages in the cache (default: as many as needed)")
-      ->group("Pages");
-  add_parsed(app, "--sequence", options->sequence, parse_count, "N", "0", "Which sequence of page caches to read")->group("Pages");
+      .group("Pages");
+  add_parsed(app, "--sequence", options->sequence, parse_count, "N", "0", "Which sequence of page caches to read").group("Pages");
   add_parsed(app, "--from-layout", options->from_layout, parse_layout, "LAYOUT", "", "Layout of pages that do not describe themselves")
-      ->group("Foreign pages");
-  app.add_option("--codec", options->codec, "Their codec, e.g. turboquant-vllm, vllm:4bit_nc")->type_name("NAME")->group("Foreign pages");
-  add_parsed(app, "--head-dim", options->head_dim, parse_count, "D", "", "Their head_dim")->group("Foreign pages");
+      .group("Foreign pages");
+  app.add_option("--codec", options->codec, "Their codec, e.g. turboquant-vllm, vllm:4bit_nc").type_name("NAME").group("Foreign pages");
+  add_parsed(app, "--head-dim", options->head_dim, parse_count, "D", "", "Their head_dim").group("Foreign pages");
   add_parsed(app, "--kv-heads", options->num_kv_heads, parse_count, "N", "", "Their number of key/value heads (turboquant-vllm)")
-      ->group("Foreign pages");
+      .group("Foreign pages");
   app.add_option("--calibration", options->calibration, "The .tq4cal file that calibrated pages were encoded with")
-      ->type_name("PATH")
-      ->group("Foreign pages");
+      .type_name("PATH")
+      .group("Foreign pages");
   add_parsed(app, "--layers", options->selection.layers, parse_indices, "LIST", "", "Layers by number, e.g. 0..3,30 (default: all)")
-      ->group("Selection");
+      .group("Selection");
   add_output_options(app, options->output_options, true);
   return [options] { run(*options); };
 }

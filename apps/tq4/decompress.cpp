@@ -151,19 +151,19 @@ void run(const Options& options) {
 
 }  // namespace
 
-Action add_decompress(CLI::App& app) {
+Action add_decompress(VerbOptions& app) {
   auto options = std::make_shared<Options>();
   describe(app, "Decode a .tq4 container to a dump in HDF5, or test it",
            {{"tq4 decompress dump.tq4 -o back.h5", "the dump back, within the codec's error"},
             {"tq4 decompress dump.tq4 --test", "check every checksum and decode everything; write nothing"}});
-  app.add_option("CONTAINER", options->input, "Container (.tq4); - = stdin")->required();
-  app.add_option("-o,--output", options->output, "Dump to write (HDF5)")->type_name("PATH")->group("Output");
-  app.add_flag("--test", options->test, "Verify every checksum, decode everything, write nothing")->group("Output");
+  app.add_option("CONTAINER", options->input, "Container (.tq4); - = stdin").required();
+  app.add_option("-o,--output", options->output, "Dump to write (HDF5)").type_name("PATH").group("Output");
+  app.add_flag("--test", options->test, "Verify every checksum, decode everything, write nothing").group("Output");
   app.add_option("--dtype", options->dtype, "float16, bfloat16 or float32 (default: that of the source)")
-      ->type_name("DTYPE")
-      ->group("Output");
+      .type_name("DTYPE")
+      .group("Output");
   add_parsed(app, "--layers", options->selection.layers, parse_indices, "LIST", "", "Layers by number, e.g. 0..3,30 (default: all)")
-      ->group("Selection");
+      .group("Selection");
   add_threads_option(app, options->exec);
   add_device_option(app, options->exec, "Where to decode: auto (= cpu here), cpu, cuda or cuda:N");
   add_output_options(app, options->output_options);

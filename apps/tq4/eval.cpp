@@ -290,29 +290,26 @@ void run(const Options& options) {
 
 }  // namespace
 
-Action add_eval(CLI::App& app) {
+Action add_eval(VerbOptions& app) {
   auto options = std::make_shared<Options>();
   describe(app, "Measure what codecs cost on a dump, next to those of others",
            {{"tq4 eval dump.h5 --bits 3/4 --html report.html", "a table, and a page with pictures"},
             {"tq4 eval dump.h5 --codec tq4,kivi4,q4_0-rot --max-error 0.02 --fail-above kl_mean=0.05 --json -",
              "a gate for CI: exit 4 above the limit"}});
-  app.add_option("dump", options->input, "K, V and Q of a model: HDF5, safetensors, npy or npz")->required()->type_name("DUMP");
+  app.add_option("dump", options->input, "K, V and Q of a model: HDF5, safetensors, npy or npz").required().type_name("DUMP");
   add_codec_options(app, options->codec);
-  if (CLI::Option* codec = app.get_option_no_throw("--codec")) {
-    codec->description(
-        "Codecs by name, comma-separated. tq4's: tq4, k4v3, tq3-2d, ...; others: fp8, int8, int4, intB-gN[-rot], q8_0, q4_0[-rot], "
-        "kiviB[-gN][-rN], kvquantB[-1%], nvfp4, mxfp4, vllm:4bit_nc, turboquant-vllm; +wN and +sN keep the last and first N tokens exact; "
-        "default, all");
-  }
-  if (CLI::Option* bits = app.get_option_no_throw("--bits")) {
-    bits->description(
-        "Bits a value of K and V: 1..8, 2.5, 3.5; several: 3/4 (default, with no --codec either: tq4 at 4, 3 and 2 bits next to ten "
-        "others)");
-  }
+  app.explain(
+      "--codec",
+      "Codecs by name, comma-separated. tq4's: tq4, k4v3, tq3-2d, ...; others: fp8, int8, int4, intB-gN[-rot], q8_0, q4_0[-rot], "
+      "kiviB[-gN][-rN], kvquantB[-1%], nvfp4, mxfp4, vllm:4bit_nc, turboquant-vllm; +wN and +sN keep the last and first N tokens exact; "
+      "default, all");
+  app.explain("--bits",
+              "Bits a value of K and V: 1..8, 2.5, 3.5; several: 3/4 (default, with no --codec either: tq4 at 4, 3 and 2 bits next to ten "
+              "others)");
   app.add_option("--calibration", options->calibrations,
                  "Calibration of this model (.tq4cal): its codecs are shown beside the plain ones; repeatable")
-      ->type_name("FILE")
-      ->group("Codec");
+      .type_name("FILE")
+      .group("Codec");
   add_selection_options(app, options->selection, true);
   add_parsed(
       app, "--queries", options->queries,
@@ -321,28 +318,28 @@ Action add_eval(CLI::App& app) {
         return text;
       },
       "N", "4k", "Queries a query head, evenly spaced where the dump has more; all = every one")
-      ->group("Selection");
+      .group("Selection");
   add_parsed(app, "--max-error", options->max_error, parse_number, "X", "0.05",
              "Recommend the cheapest bits that hold this relative squared error of the attention output in every layer")
-      ->group("Recommendation");
-  app.add_flag("--no-recommend", options->no_recommend, "Leave the recommendation out")->group("Recommendation");
-  app.add_option_function<std::vector<std::string>>(
+      .group("Recommendation");
+  app.add_flag("--no-recommend", options->no_recommend, "Leave the recommendation out").group("Recommendation");
+  app.add_list(
          "--fail-above",
          [options](const std::vector<std::string>& texts) {
            for (const std::string& text : texts) options->fail_above.push_back(parse_limit(text));
          },
          "Exit 4 when a codec's metric over all layers is above the value, e.g. kl_mean=0.05; repeatable")
-      ->type_name("METRIC=VALUE")
-      ->group("Output");
+      .type_name("METRIC=VALUE")
+      .group("Output");
   add_output_options(app, options->output, true);
-  app.add_option("--html", options->html, "Write a self-contained page with pictures")->type_name("PATH")->group("Output");
+  app.add_option("--html", options->html, "Write a self-contained page with pictures").type_name("PATH").group("Output");
   add_threads_option(app, options->exec);
   add_device_option(
       app, options->exec,
       "Where tq4's codecs encode and decode: auto (= cpu here), cpu, cuda or cuda:N. Metrics and other codecs are computed on the CPU");
   add_parsed(app, "--memory", options->memory, parse_size, "SIZE", "1G",
              "Measure codecs in batches whose reconstructions fit in this much memory")
-      ->group("Execution");
+      .group("Execution");
   return [options] { run(*options); };
 }
 

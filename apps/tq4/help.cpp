@@ -40,9 +40,9 @@ std::string full_name(const CLI::App& app) { return app.get_parent() == nullptr 
 
 }  // namespace
 
-void describe(CLI::App& app, const std::string& summary, const std::vector<Example>& examples) {
-  app.description(summary);
-  example_registry()[&app] = examples;
+void describe(VerbOptions& options, const std::string& summary, const std::vector<Example>& examples) {
+  options.app().description(summary);
+  example_registry()[&options.app()] = examples;
 }
 
 const std::vector<Example>& examples_of(const CLI::App& app) {

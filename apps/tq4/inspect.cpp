@@ -184,16 +184,16 @@ void run(const Options& options) {
 
 }  // namespace
 
-Action add_inspect(CLI::App& app) {
+Action add_inspect(VerbOptions& app) {
   auto options = std::make_shared<Options>();
   describe(app, "Show the codec, the sizes and the effective bits a value of a container, or the shapes of a dump",
            {{"tq4 inspect dump.tq4 --verify", "sizes by layer, and every checksum checked"},
             {"tq4 inspect dump.h5 --json -", "layers and shapes of a dump as JSON"}});
-  app.add_option("FILE", options->input, "Container (.tq4) or dump; - = stdin (containers)")->required();
-  app.add_flag("--verify", options->verify, "Check every checksum of the container (reads the whole file)")->group("Checks");
+  app.add_option("FILE", options->input, "Container (.tq4) or dump; - = stdin (containers)").required();
+  app.add_flag("--verify", options->verify, "Check every checksum of the container (reads the whole file)").group("Checks");
   app.add_option("--axes", options->dump.axes, "Order of the axes of a dump: hsd, shd, bhsd, bshd (default: from the shapes)")
-      ->type_name("AXES")
-      ->group("Selection");
+      .type_name("AXES")
+      .group("Selection");
   add_output_options(app, options->output, true);
   return [options] { run(*options); };
 }

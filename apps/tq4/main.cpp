@@ -1,6 +1,7 @@
 // tq4, the program: builds the option tree from the registered verbs, parses, runs one verb, and turns whatever goes wrong into one line on
 // stderr and a documented exit status (tq4/error.h). Nothing else in the program prints errors or exits.
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <cstdio>
 #include <cstdlib>
@@ -38,7 +39,8 @@ int run(int argc, char** argv) {
   bool version = false, json = false;
   root.add_flag("--version", version, "Show version, commit, compiler, CUDA, SIMD target and HDF5, and exit")->group("Help");
   root.add_flag("--json", json, "With --version: as JSON")->group("Help");
-  describe(root, root.get_description(),
+  VerbOptions top(root);
+  describe(top, root.get_description(),
            {{"tq4 compress dump.h5 --bits 4", "Compress keys and values to dump.tq4 and print what it cost"},
             {"tq4 inspect dump.tq4", "Show the codec, the sizes and the effective bits a value"},
             {"tq4 decompress dump.tq4 -o back.h5", "Get a dump back"}});
@@ -49,7 +51,8 @@ int run(int argc, char** argv) {
     CLI::App* sub = root.add_subcommand(verb.name);
     sub->formatter(formatter);
     sub->set_help_flag("-h,--help", "Show this help and exit");
-    actions.push_back(verb.add(*sub));
+    VerbOptions options(*sub);
+    actions.push_back(verb.add(options));
     for (CLI::Option* option : sub->get_options()) {  // "" is a variable that the caller's script did not set
       if (option->get_expected_max() > 0)
         option->check(CLI::Validator([](std::string& text) { return text.empty() ? "is empty" : ""; }, ""));

@@ -25,7 +25,7 @@ struct Options {
   std::vector<std::string> heads, layouts;
   int head_dim = 128, samples = 20, rest = 5, layer = -1;
   std::string op = "decode", dtype = "fp16", device = "cuda", dump, calibration, html;
-  CLI::Option *heads_option = nullptr, *head_dim_option = nullptr;
+  Option heads_option, head_dim_option;
   CodecOptions codec;
   bool padded = false, ragged = false, calibrated = false, rope = false, general = false, no_rotation = false, no_baselines = false,
        no_overlap = false, no_check = false, dry_run = false, tune = false, no_tuned = false;
@@ -67,7 +67,7 @@ std::unique_ptr<LayerData> data_of(Options& o) {
       throw Error(ErrorCode::Usage, "are of a dump: name it with --dump (made-up calibration: --calibrated)", "--layer and --calibration");
     return nullptr;
   }
-  if (o.heads_option->count() > 0 || o.head_dim_option->count() > 0)
+  if (o.heads_option.given() || o.head_dim_option.given())
     throw Error(ErrorCode::Usage, "come from the dump; leave them out", "--heads and --head-dim");
   if (o.calibrated || o.rope)
     throw Error(ErrorCode::Usage, "are made up; with --dump, give its own calibration: --calibration FILE.tq4cal",
@@ -362,7 +362,7 @@ void run(Options o) {
 
 }  // namespace
 
-Action add_profile(CLI::App& app) {
+Action add_profile(VerbOptions& app) {
   auto options = std::make_shared<Options>();
   describe(app, "Time the GPU operations against context length, next to fp16 and the read bandwidth",
            {{"tq4 profile --ctx 1k..32k", "the paged decode of tq4, batch 1"},
@@ -371,57 +371,60 @@ Action add_profile(CLI::App& app) {
             {"tq4 profile --dump dump.h5 --html profile.html", "real keys, values and queries; a page with a picture"},
             {"tq4 profile --general --tune --ctx 8k", "try the launch choices, keep the winner for this GPU"}});
   constexpr const char* kShape = "Shape";
-  add_parsed(app, "--ctx", options->ctx, parse_sizes, "SIZES", "1k..32k", "Tokens a sequence holds")->group(kShape);
-  add_parsed(app, "--batch", options->batch, parse_sizes, "SIZES", "1", "Sequences")->group(kShape);
+  add_parsed(app, "--ctx", options->ctx, parse_sizes, "SIZES", "1k..32k", "Tokens a sequence holds").group(kShape);
+  add_parsed(app, "--batch", options->batch, parse_sizes, "SIZES", "1", "Sequences").group(kShape);
   options->heads_option =
-      add_parsed(app, "--heads", options->heads, parse_names, "Q/KV", "32/8", "Query and kv heads; with --dump, its own")->group(kShape);
+      add_parsed(app, "--heads", options->heads, parse_names, "Q/KV", "32/8", "Query and kv heads; with --dump, its own").group(kShape);
   options->head_dim_option =
-      add_parsed(app, "--head-dim", options->head_dim, parse_count, "D", "128", "Size of a head; with --dump, its own")->group(kShape);
-  add_parsed(app, "--layout", options->layouts, parse_names, "NAMES", "native", "native, turboquant-vllm, vllm")->group(kShape);
-  add_parsed(app, "--block-size", options->block_sizes, parse_sizes, "SIZES", "16", "Tokens a page")->group(kShape);
-  add_parsed(app, "--q-len", options->q_lens, parse_sizes, "SIZES", "1", "Query tokens a sequence")->group(kShape);
-  app.add_option("--dtype", options->dtype, "Type of queries and output: fp16, bf16")->capture_default_str()->group(kShape);
-  app.add_flag("--padded", options->padded, "turboquant-vllm's rows padded to a power of two a head")->group(kShape);
-  app.add_flag("--ragged", options->ragged, "Lengths log-uniform from 100 to --ctx")->group(kShape);
-  app.add_flag("--calibrated", options->calibrated, "Per-head matrices and centres")->group(kShape);
-  app.add_flag("--rope", options->rope, "Keys centred before RoPE")->group(kShape);
+      add_parsed(app, "--head-dim", options->head_dim, parse_count, "D", "128", "Size of a head; with --dump, its own").group(kShape);
+  add_parsed(app, "--layout", options->layouts, parse_names, "NAMES", "native", "native, turboquant-vllm, vllm").group(kShape);
+  add_parsed(app, "--block-size", options->block_sizes, parse_sizes, "SIZES", "16", "Tokens a page").group(kShape);
+  add_parsed(app, "--q-len", options->q_lens, parse_sizes, "SIZES", "1", "Query tokens a sequence").group(kShape);
+  app.add_option("--dtype", options->dtype, "Type of queries and output: fp16, bf16").capture_default_str().group(kShape);
+  app.add_flag("--padded", options->padded, "turboquant-vllm's rows padded to a power of two a head").group(kShape);
+  app.add_flag("--ragged", options->ragged, "Lengths log-uniform from 100 to --ctx").group(kShape);
+  app.add_flag("--calibrated", options->calibrated, "Per-head matrices and centres").group(kShape);
+  app.add_flag("--rope", options->rope, "Keys centred before RoPE").group(kShape);
   constexpr const char* kRun = "Run";
   app.add_option("--op", options->op, "decode, store, encode, dequant or prefill (--ctx queries over as many compressed tokens)")
-      ->capture_default_str()
-      ->group(kRun);
-  add_parsed(app, "--samples", options->samples, parse_count, "N", "20", "Timed launches of a graph a point, some 3 ms each")->group(kRun);
-  app.add_option("--rest", options->rest, "Pause before each of them, or the clock may fall at the power limit; 0: back to back")
-      ->check(CLI::Range(0, 10000).description(""))
-      ->type_name("MS")
-      ->capture_default_str()
-      ->group(kRun);
-  app.add_flag("--general", options->general, "Do not take the fused kernel")->group(kRun);
-  app.add_flag("--no-rotation", options->no_rotation, "Query and output stay in rotated space")->group(kRun);
+      .capture_default_str()
+      .group(kRun);
+  add_parsed(app, "--samples", options->samples, parse_count, "N", "20", "Timed launches of a graph a point, some 3 ms each").group(kRun);
+  const auto milliseconds = [](const std::string& text) {
+    const int value = parse_count(text);
+    if (value > 10000) throw Error(ErrorCode::Usage, fmt::format("'{}' is more than 10000", text));
+    return value;
+  };
+  add_parsed(app, "--rest", options->rest, milliseconds, "MS", "5",
+             "Pause before each of them, or the clock may fall at the power limit; 0: back to back")
+      .group(kRun);
+  app.add_flag("--general", options->general, "Do not take the fused kernel").group(kRun);
+  app.add_flag("--no-rotation", options->no_rotation, "Query and output stay in rotated space").group(kRun);
   app.add_flag("--no-overlap", options->no_overlap,
                "Decode: every call reads nothing before the one ahead has ended (else it starts early, as behind the store of a layer)")
-      ->group(kRun);
-  app.add_flag("--no-baselines", options->no_baselines, "Skip the fp16 and fp8 decode")->group(kRun);
-  app.add_flag("--no-check", options->no_check, "Skip the comparison with the CPU reference")->group(kRun);
+      .group(kRun);
+  app.add_flag("--no-baselines", options->no_baselines, "Skip the fp16 and fp8 decode").group(kRun);
+  app.add_flag("--no-check", options->no_check, "Skip the comparison with the CPU reference").group(kRun);
   app.add_flag(
          "--tune", options->tune,
          "Time the launch choices there are and keep the winners of this GPU and driver in $XDG_CACHE_HOME/tq4/tune.tsv for later calls. "
          "Only decode's general path has one: into how many parts the context is cut")
-      ->group(kRun);
-  app.add_flag("--no-tuned", options->no_tuned, "Do not use the winners that --tune found")->group(kRun);
-  app.add_flag("--dry-run", options->dry_run, "Print the plan and the memory it needs, run nothing")->group(kRun);
-  app.add_option("--device", options->device, "cuda or cuda:N")->capture_default_str()->group(kRun);
+      .group(kRun);
+  app.add_flag("--no-tuned", options->no_tuned, "Do not use the winners that --tune found").group(kRun);
+  app.add_flag("--dry-run", options->dry_run, "Print the plan and the memory it needs, run nothing").group(kRun);
+  app.add_option("--device", options->device, "cuda or cuda:N").capture_default_str().group(kRun);
   constexpr const char* kData = "Data";
   app.add_option("--dump", options->dump,
                  "Keys, values and queries of a layer of this dump, repeated up to --ctx (default: random numbers)")
-      ->type_name("FILE")
-      ->group(kData);
-  add_parsed(app, "--layer", options->layer, parse_count, "N", "", "Which layer of the dump (default: the middle one)")->group(kData);
+      .type_name("FILE")
+      .group(kData);
+  add_parsed(app, "--layer", options->layer, parse_count, "N", "", "Which layer of the dump (default: the middle one)").group(kData);
   app.add_option("--calibration", options->calibration, "Its calibration (tq4 calibrate), for this layer's matrices, centres and tables")
-      ->type_name("FILE")
-      ->group(kData);
+      .type_name("FILE")
+      .group(kData);
   add_codec_options(app, options->codec);
   add_output_options(app, options->output, true);
-  app.add_option("--html", options->html, "Write a self-contained page with a picture; - = stdout")->type_name("PATH")->group("Output");
+  app.add_option("--html", options->html, "Write a self-contained page with a picture; - = stdout").type_name("PATH").group("Output");
   return [options] { run(*options); };
 }
 
