@@ -114,6 +114,13 @@ struct Memory {
 };
 
 __global__ void empty_kernel() {}
+/// What the library's kernels do first (nothing before sm_90).
+__device__ __forceinline__ void begin_early() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 __global__ void normal_kernel(void* x, int dtype, std::size_t n, unsigned seed) {
   for (std::size_t i = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x; i < n;
        i += static_cast<std::size_t>(gridDim.x) * blockDim.x) {
@@ -161,8 +168,7 @@ __global__ void __launch_bounds__(256) mixed_kernel(const uint4* from, uint4* to
 /// Early: it begins while the one ahead of it ends, as the library's kernels do.
 template <int In, int Out>
 __global__ void __launch_bounds__(256) plain_kernel(const uint4* from, uint4* to, unsigned pieces) {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  begin_early();
   const unsigned warps = gridDim.x * 8, lane = threadIdx.x % 32;
   for (unsigned w = blockIdx.x * 8 + threadIdx.x / 32; w < pieces / 32; w += warps) {
     uint4 v[In];
@@ -218,8 +224,7 @@ void fill(const Memory& m, DType dtype, std::size_t n, unsigned seed) {
 /// What a store cannot do without: after the wait, a row's slot and 16 bytes of x a thread, then 4 bytes of the slot's page. No arithmetic.
 __global__ void __launch_bounds__(256) touch_kernel(const uint4* k, const uint4* v, const long long* slots, unsigned char* pages,
                                                     long long block_stride, int heads, int block_size) {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  begin_early();
   const unsigned row = blockIdx.x * 16 + threadIdx.x / 16, head = row % static_cast<unsigned>(heads);
   const long long slot = __ldg(slots + row / static_cast<unsigned>(heads));
   const uint4 x = __ldcs((blockIdx.z == 0 ? k : v) + row * 16 + threadIdx.x % 16);
