@@ -1,9 +1,11 @@
-// The dequantisers of the slots kernel: from the bytes of a token's slot, aligned to 2 bytes only, to the half2 operands of the tensor cores. Fragments
-// are those of fused_dequant.cuh (K: lane (g, t) holds piece t of tokens g and g + 8; V: pairs of dims by (token, which of the pair)); what differs
-// is which dims a piece has, so that rows a multiple of 4 bytes apart are read word by word without bank conflicts:
+// The dequantisers of the slots kernel: from the bytes of a token's slot, aligned to 2 bytes only, to the half2 operands of the tensor
+// cores. Fragments are those of fused_dequant.cuh (K: lane (g, t) holds piece t of tokens g and g + 8; V: pairs of dims by (token, which of
+// the pair)); what differs is which dims a piece has, so that rows a multiple of 4 bytes apart are read word by word without bank
+// conflicts:
 //
-//   Spread  piece t of a key row is its words t, t + 4, ... (8 codes of 4 bits each); piece g of a value row its words g, g + 8, ... Where the codes begin
-//           in the middle of a word (`odd`), word 0 takes its lower half from the word behind the last: the row, turned by 4 dims.
+//   Spread  piece t of a key row is its words t, t + 4, ... (8 codes of 4 bits each); piece g of a value row its words g, g + 8, ...
+//           Where the codes begin in the middle of a word (`odd`), word 0 takes its lower half from the word behind the last: the row,
+//           turned by 4 dims.
 //   Runs    pieces are contiguous, read as unaligned runs: for rows that differ in alignment from token to token, and for 3 bits.
 //
 // Values are uniform: integers are fp16 numbers by their bits alone, two codes some apart at a time, without a table.
@@ -31,9 +33,9 @@ __device__ __forceinline__ void load_run(std::uint32_t at, std::uint32_t turn, s
   for (int i = 0; i < (Bytes + 3) / 4; ++i) v[i] = __funnelshift_r(w[i], w[i + 1], turn);
 }
 
-// Keys. lane_at: what a lane adds to where a row begins, for load; turn: with it. load: of tokens g and g + 8, at[half]. mend: where rows are `odd`, with where those rows begin.
-// kByParity: load and pair are told whether rows are `odd`, and take codes from where they are, unturned.
-// pair: as in fused_dequant.cuh. quad_dim: where the four dims of pairs 2i and 2i + 1 of piece t begin.
+// Keys. lane_at: what a lane adds to where a row begins, for load; turn: with it. load: of tokens g and g + 8, at[half]. mend: where rows
+// are `odd`, with where those rows begin. kByParity: load and pair are told whether rows are `odd`, and take codes from where they are,
+// unturned. pair: as in fused_dequant.cuh. quad_dim: where the four dims of pairs 2i and 2i + 1 of piece t begin.
 
 template <int D, int Bits, bool Spread, bool Aligned>
 struct SlotTableKey {
@@ -100,10 +102,11 @@ struct SlotFp8Key {
   __device__ static int quad_dim(int t, int i, bool) { return 4 * (t + 4 * i); }
 };
 
-// Values, uniform: scale * index + zero. Indices stay where they are: a field of a half-word, everything else masked away, is a subnormal fp16 number, the index times a power of
-// two, which the tensor cores take as exactly as any other. Hence no table and no arithmetic; unit(i) is what the sums of pair i are multiplied by in the end.
-// load: piece g of the rows at row[half][odd token]. chunk_dim: where the four dims of chunk i of piece g begin, chunk_pair and chunk_second: which pair
-// of the piece, and which of its two dims, gives dim j of the chunk.
+// Values, uniform: scale * index + zero. Indices stay where they are: a field of a half-word, everything else masked away, is a subnormal
+// fp16 number, the index times a power of two, which the tensor cores take as exactly as any other. Hence no table and no arithmetic;
+// unit(i) is what the sums of pair i are multiplied by in the end. load: piece g of the rows at row[half][odd token]. chunk_dim: where the
+// four dims of chunk i of piece g begin, chunk_pair and chunk_second: which pair of the piece, and which of its two dims, gives dim j of
+// the chunk.
 
 template <int D, bool Spread>
 struct SlotNibbleValue {
@@ -147,8 +150,8 @@ struct SlotNibbleValue {
   __device__ static constexpr int chunk_second(int i, int) { return i % 2; }
 };
 
-/// 3 bits: a piece is 16 codes in 48 bits. Bytes 0, 1 and 3, 4 make a word in which codes 0 to 2 stand beside codes 8 to 10, bytes 1, 2 and 4, 5 one with codes 3
-/// to 7 beside 11 to 15, the last two too high for subnormal numbers.
+/// 3 bits: a piece is 16 codes in 48 bits. Bytes 0, 1 and 3, 4 make a word in which codes 0 to 2 stand beside codes 8 to 10, bytes 1, 2 and
+/// 4, 5 one with codes 3 to 7 beside 11 to 15, the last two too high for subnormal numbers.
 template <int D, bool Aligned>
 struct SlotTripleValue {
   static constexpr bool kMend = false, kAligned = Aligned;

@@ -43,8 +43,9 @@ struct SlotFeed {
 
   __device__ __forceinline__ int rows() const { return p.group * p.q_len; }
 
-  // The ring. Each group has every groups-th stage. What a warp needs to know of one lies together, and its address is all that a warp keeps: mbarriers `full` at 0 and `empty` at 8;
-  // at 16 where the unit lies, at 20 the group's next stage, at 24 the one before, each with 1 in the lowest bit when the step there comes around the ring.
+  // The ring. Each group has every groups-th stage. What a warp needs to know of one lies together, and its address is all that a warp
+  // keeps: mbarriers `full` at 0 and `empty` at 8; at 16 where the unit lies, at 20 the group's next stage, at 24 the one before, each with
+  // 1 in the lowest bit when the step there comes around the ring.
 
   static constexpr int kEmpty = 8, kData = 16, kNext = 20, kPrevious = 24;
   __device__ __forceinline__ void open_ring() const {
@@ -73,7 +74,8 @@ struct SlotFeed {
     pair.units = end - pair.begin;
   }
 
-  // The feed of a group: its warps take turns at asking for the group's units, a turn of the ring ahead. Where those lie stands in a list in shared memory.
+  // The feed of a group: its warps take turns at asking for the group's units, a turn of the ring ahead. Where those lie stands in a list
+  // in shared memory.
 
   static constexpr std::uint32_t kNothing = ~0u;  // of a unit without tokens
   __device__ __forceinline__ std::uint32_t feed(int group) const { return C::kFeeds + group * 288; }
@@ -123,7 +125,8 @@ struct SlotFeed {
     if (lane < p.copies)
       bulk_copy(lds32(stage + kData) + lane * p.copy_bytes, from + (std::int64_t)lane * p.copy_at, p.copy_bytes, stage, stream_policy());
   }
-  /// Asks for the units of turns from `turn` on below p.turns that lie before `end` on the line; the turn behind them. `stage` is that of the turn.
+  /// Asks for the units of turns from `turn` on below p.turns that lie before `end` on the line; the turn behind them. `stage` is that of
+  /// the turn.
   __device__ __forceinline__ int ask_until(const Plan& plan, int group, int turn, int end, std::uint32_t& stage) const {
 #pragma unroll 1
     for (; turn < p.turns && plan.begin + group + turn * p.groups < end; ++turn) {

@@ -1,8 +1,9 @@
-// Decode attention on pages that keep the bytes of one token and kv head together (vLLM's slots), sm_90. A unit is 16 tokens of all kv heads: one
-// contiguous run of the page (or one a head), so that it streams like a native page. The line of all units is cut into equal pieces, one a thread
-// block (fused_plan.cuh, pairs being whole sequences). In a block `groups` groups of warps take turns at the units, a warp of a group takes one head, and they take
-// turns at asking for the units to come, a ring of which is on the way (slots_feed.cuh). Arithmetic on a tile is that of the fused kernel (fused_tile.cuh) with
-// dequantisers of its own (slots_codes.cuh). Every warp transforms its queries by itself; states of warps become outputs in slots_merge.cuh.
+// Decode attention on pages that keep the bytes of one token and kv head together (vLLM's slots), sm_90. A unit is 16 tokens of all kv
+// heads: one contiguous run of the page (or one a head), so that it streams like a native page. The line of all units is cut into equal
+// pieces, one a thread block (fused_plan.cuh, pairs being whole sequences). In a block `groups` groups of warps take turns at the units, a
+// warp of a group takes one head, and they take turns at asking for the units to come, a ring of which is on the way (slots_feed.cuh).
+// Arithmetic on a tile is that of the fused kernel (fused_tile.cuh) with dequantisers of its own (slots_codes.cuh). Every warp transforms
+// its queries by itself; states of warps become outputs in slots_merge.cuh.
 #pragma once
 
 #include "cuda/decode_attention/slots_merge.cuh"
@@ -43,7 +44,8 @@ struct SlotKernel : SlotMerge<C> {
 #pragma unroll 1
     for (int row = lane / 8; row < rows(); row += 4) prefetch_l1(query_at(seq, head, row));
   }
-  /// The queries of a sequence and this warp's head: four rows at once, 8 lanes each, are transformed, then become B fragments by way of shared memory.
+  /// The queries of a sequence and this warp's head: four rows at once, 8 lanes each, are transformed, then become B fragments by way of
+  /// shared memory.
   __device__ __forceinline__ void load_queries(int seq, int head, bool odd, QueryFragments<S>& q) const {
     constexpr int kDims = D / 8;  // of a lane
     const int part = lane % 8;
@@ -138,7 +140,8 @@ struct SlotKernel : SlotMerge<C> {
       }
   }
 
-  /// Where in a stage a lane reads: rows of tokens g and g + 8 (and of their key words), rows of values of tokens 2t and on. Constant, and kept in registers.
+  /// Where in a stage a lane reads: rows of tokens g and g + 8 (and of their key words), rows of values of tokens 2t and on. Constant, and
+  /// kept in registers.
   struct Lanes {
     std::uint32_t row, key, key_turn, value, value_turn;
   };
@@ -203,7 +206,8 @@ struct SlotKernel : SlotMerge<C> {
     const std::uint32_t select0 = opaque(g % 2 == 0 ? 0x4410 : 0x1044), select1 = opaque(g % 2 == 0 ? 0x4432 : 0x3244);
     const Lanes lane_constants = lanes(head_at, k_odd, v_odd);
     if (head == 0) begin_feed(plan, pair, group);
-    __syncthreads();  // tables and barriers are there, and page numbers: behind the stream of units they would come late, and so would queries
+    // Tables and barriers are there, and page numbers: behind the stream of units they would come late, and so would queries.
+    __syncthreads();
     const std::uint32_t ring = C::kRing + group * 32;
     std::uint32_t stage = ring, parity = 0;
     int asked = 0;
@@ -291,13 +295,14 @@ struct SlotKernel : SlotMerge<C> {
     } else {
       fill_tables();
     }
-    // Programmatic dependent launch: when the caller promises that the kernel just before writes none of it (fresh_tokens), all up to the queries happens while
-    // that kernel ends, and the first units are asked for.
+    // Programmatic dependent launch: when the caller promises that the kernel just before writes none of it (fresh_tokens), all up to the
+    // queries happens while that kernel ends, and the first units are asked for.
     if (p.fresh_tokens < 0) wait_for_previous_kernels();
     Plan plan{};
     Pair pair{};
     if (warp == 0) {
-      // A unit keeps a group of warps busy, of which there are 2 with 8 heads; 6 units take as long as the end of a sequence inside of a piece.
+      // A unit keeps a group of warps busy, of which there are 2 with 8 heads; 6 units take as long as the end of a sequence inside of a
+      // piece.
       if (!make_plan<2, 6>(p, lane, lane < p.num_seqs ? __ldg(p.seq_lens + lane) : 0, plan, pair)) plan.end = plan.begin;
       if (lane == 0) this->rest_plan(plan, pair);
     }

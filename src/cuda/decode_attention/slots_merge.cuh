@@ -1,8 +1,9 @@
-// The end of a sequence in a block of the slots kernel: the states that the warps of a head have of it become outputs, merged with the parts that
-// blocks before left in the workspace (parts.cuh), or such a part. All by log-sum-exp, a warp a row, a lane D / 32 dims of it. Values of these layouts
-// are not rotated: a merged row is the output. Other heads and the ring of units do not wait for it. A sequence that began in lower blocks and ends in
-// the middle of the piece waits for their parts at the end of the piece only, or every block would wait for the one before it. As a unit is all heads,
-// one long sequence has a part from every block: every kFan-th of its blocks first merges the ones before it, so that none reads all of many.
+// The end of a sequence in a block of the slots kernel: the states that the warps of a head have of it become outputs, merged with the
+// parts that blocks before left in the workspace (parts.cuh), or such a part. All by log-sum-exp, a warp a row, a lane D / 32 dims of it.
+// Values of these layouts are not rotated: a merged row is the output. Other heads and the ring of units do not wait for it. A sequence
+// that began in lower blocks and ends in the middle of the piece waits for their parts at the end of the piece only, or every block would
+// wait for the one before it. As a unit is all heads, one long sequence has a part from every block: every kFan-th of its blocks first
+// merges the ones before it, so that none reads all of many.
 #pragma once
 
 #include "cuda/decode_attention/fused_config.cuh"
@@ -28,14 +29,15 @@ struct SlotMerge : SlotFeed<C> {
 
   using Base::Base;
 
-  // States on their way between the warps of a head, 4 rows of a warp at a time: row 4 * warp + slot of D floats in units of the values, and of each its largest logit (log2) and
-  // the sum of its weights.
+  // States on their way between the warps of a head, 4 rows of a warp at a time: row 4 * warp + slot of D floats in units of the values,
+  // and of each its largest logit (log2) and the sum of its weights.
 
   __device__ __forceinline__ static std::uint32_t state_at(int row, int dim) {
     const int word = row * D + (dim ^ ((row & 1) * 4 + (row & 2) * 8));  // no two lanes meet in a bank
     return C::kStates + (C::kHoles ? word / 32 * 256 + word % 32 * 4 : word * 4);
   }
-  /// Of row `row` of this warp's queries (fp16, 4 dims beside each other) on their way between its lanes, in the same place: where dim `dim` lies.
+  /// Of row `row` of this warp's queries (fp16, 4 dims beside each other) on their way between its lanes, in the same place: where dim
+  /// `dim` lies.
   __device__ __forceinline__ std::uint32_t query_word(int row, int dim) const {
     const int word = warp * 4 * D + row * (D / 2) + ((dim ^ ((row & 1) * 32 + (row & 2) * 2)) >> 1);
     return C::kStates + (C::kHoles ? word / 32 * 256 + word % 32 * 4 : word * 4);
