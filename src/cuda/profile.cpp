@@ -74,8 +74,9 @@ class CallGraph {
   cudaEvent_t start_ = nullptr, stop_ = nullptr;
 };
 
-/// Median and spread of one call, from options.samples launches (options.rest_seconds apart) of a graph that goes through call(0) ... call(calls - 1) in whole cycles: about 3 ms of work, at most
-/// 64 calls (or one cycle). A graph's own beginning and end, some 4 us, then belong to many calls, as in a model of many layers.
+/// Median and spread of one call, from options.samples launches (options.rest_seconds apart) of a graph that goes through call(0) ...
+/// call(calls - 1) in whole cycles: about 3 ms of work, at most 64 calls (or one cycle). A graph's own beginning and end, some 4 us, then
+/// belong to many calls, as in a model of many layers.
 Timing time_graph(int calls, const ProfileOptions& options, const std::function<void(int, cudaStream_t)>& call) {
   const StreamOwner owner;
   call(0, owner.stream);  // outside of the graph: loads modules, sets attributes, reports errors plainly

@@ -1,4 +1,4 @@
-// The fused paged decode kernel for native pages (sm_90): one thread block an SM, 16 warps. In a round (fused_plan.cuh) the block rotates the queries
+// The fused paged decode kernel for native pages (sm_90): one thread block an SM, 16 warps or 8. In a round (fused_plan.cuh) the block rotates the queries
 // of the round's pairs (fused_rotate.cuh), every warp streams and computes its own run of tiles (fused_pipeline.cuh, fused_units.cuh) without waiting for
 // any other, then the warps' states are merged pair by pair (fused_merge.cuh). docs/decode_kernel.md explains it with drawings.
 #pragma once

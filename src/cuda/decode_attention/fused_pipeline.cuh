@@ -79,19 +79,24 @@ struct Loader {
     walk.wake(walk_at);
     return min(min((walk.pair.tokens(p).end - p.fresh_tokens) / kTile, tile_end) - tile, batch_end - tile - 1);
   }
+  /// Where the next tile lies, a compressed one whose page number is there: its codes and its scales.
+  __device__ __forceinline__ void next_tile(const Params& p, const std::uint8_t*& its_codes, const std::uint8_t*& its_scales) const {
+    const std::uint64_t page = (std::uint32_t)__shfl_sync(~0u, ids, tile), within = (std::uint32_t)(tile & p.tile_in_page);
+    its_codes = codes + page * p.code_stride + within * CodeBytes;
+    its_scales = scales + page * p.scale_stride + within * ScaleBytes;
+  }
   /// Asks for the next tile into `dst`, to be announced at `bar`; it is not the last of its batch of page numbers.
   __device__ __forceinline__ void load_within(const Params& p, std::uint32_t dst, std::uint32_t bar, std::uint64_t policy) {
-    const std::uint64_t page = (std::uint32_t)__shfl_sync(~0u, ids, tile), within = (std::uint32_t)(tile & p.tile_in_page);
-    bulk_load<CodeBytes, ScaleBytes>(dst, codes + page * p.code_stride + within * CodeBytes,
-                                     scales + page * p.scale_stride + within * ScaleBytes, bar, policy);
+    const std::uint8_t *its_codes, *its_scales;
+    next_tile(p, its_codes, its_scales);
+    bulk_load<CodeBytes, ScaleBytes>(dst, its_codes, its_scales, bar, policy);
     ++tile;
   }
-  /// Has the next tile, a compressed one whose page number is there, brought to the second-level cache. The kernel before may be writing it: caches of that level
-  /// see writes.
+  /// Has the next tile brought to the second-level cache. The kernel before may be writing it: caches of that level see writes.
   __device__ __forceinline__ void prefetch(const Params& p) const {
-    const std::uint64_t page = (std::uint32_t)__shfl_sync(~0u, ids, tile), within = (std::uint32_t)(tile & p.tile_in_page);
-    bulk_prefetch<CodeBytes, ScaleBytes>(codes + page * p.code_stride + within * CodeBytes,
-                                         scales + page * p.scale_stride + within * ScaleBytes);
+    const std::uint8_t *its_codes, *its_scales;
+    next_tile(p, its_codes, its_scales);
+    bulk_prefetch<CodeBytes, ScaleBytes>(its_codes, its_scales);
   }
   /// Asks for the next unit, an exact one: rows of K, then of V.
   __device__ __forceinline__ void load_exact(const Params& p, const Walk& walk, int lane, std::uint32_t dst, std::uint32_t bar,
